@@ -1,0 +1,1 @@
+"""The reinforcement-learning track: every public file of this folder is one agent and one command."""

@@ -1,0 +1,3 @@
+"""rlboard: complete, fast, readable training examples that fill TensorBoard properly."""
+
+__version__ = "0.1.0"
