@@ -1,0 +1,129 @@
+"""Every loop of every track as a Typer command.
+
+Options and help come from the loops' sources without importing them, so that `--help` and a mistyped option answer
+at once; torch is imported when a loop is about to run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Annotated, Any
+
+import typer
+
+from rlboard import __version__
+from rlboard.config import Option, options_of
+from rlboard.errors import RlboardError
+from rlboard.registry import TRACKS, Loop, SourceError, Track, read_loop
+from rlboard.run import RunOptions, check_log_dir, execute
+
+
+def build_app(tracks: Iterable[Track] = TRACKS) -> typer.Typer:
+    """The command line of `tracks`: one command a loop, one group a named track."""
+    app = typer.Typer(
+        name="rlboard",
+        help="Complete, fast, readable training examples that fill TensorBoard properly.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def main_options(
+        version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
+    ) -> None:
+        if version:
+            typer.echo(f"rlboard {__version__}")
+            raise typer.Exit
+
+    for track in tracks:
+        target = app
+        if track.group:
+            target = typer.Typer(help=f"The {track.group} track.", no_args_is_help=True)
+            target.callback()(lambda: None)  # a group even while it has one command or none
+            app.add_typer(target, name=track.group)
+        for path in track.files():
+            try:
+                loop = read_loop(track, path)
+            except SourceError as error:
+                typer.echo(f"rlboard: skipped {error}", err=True)
+            else:
+                target.command(loop.command, help=loop.doc, short_help=loop.doc.partition("\n\n")[0])(_command(loop))
+    return app
+
+
+def _command(loop: Loop) -> Any:
+    """A function with the signature that Typer reads: one parameter an option, each None where it was not given."""
+    plumbing = [_with_presets(option, loop) if option.name == "preset" else option for option in options_of(RunOptions)]
+
+    def command(**given: Any) -> int:
+        return _run(loop, {option: given[option.name] for option in (*loop.options, *plumbing)})
+
+    parameters = [_parameter(option, "Hyperparameters") for option in loop.options]
+    parameters += [_parameter(option, "Run") for option in plumbing]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _with_presets(option: Option, loop: Loop) -> Option:
+    """The option `--preset` with the names that a loop knows, and in its help what they stand for."""
+    described = (
+        f"{name}: {', '.join(f'{key} {value}' for key, value in values.items())}"
+        for name, values in loop.presets.items()
+    )
+    return replace(option, choices=("", *loop.presets), help="; ".join((option.help, *described)))
+
+
+def _parameter(option: Option, panel: str) -> inspect.Parameter:
+    """An option as Typer sees it: text, because `Option.parse` knows better what to say about a wrong value."""
+    known = [option.range if not option.choices else "", f"default {option.default}" if option.default else ""]
+    words = f"{option.help} ({'; '.join(filter(None, known))})" if any(known) else option.help
+    flags = [option.flag, *([option.alias] if option.alias else [])]
+    if option.type is bool:
+        flags = [f"{option.flag}/--no-{option.flag[2:]}"]
+    metavar = "|".join(filter(None, option.choices)) or {int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(option.type)
+    described = typer.Option(*flags, help=words, metavar=metavar, show_default=False, rich_help_panel=panel)
+    kind = bool if option.type is bool else str
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, described]
+    )
+
+
+def _run(loop: Loop, given: dict[Option, str | bool | None]) -> int:
+    """Runs `loop` with what the user gave; options left out take the preset's value, else their default."""
+    chosen: dict[str, Any] = {
+        option.name: option.parse(value) if isinstance(value, str) else value
+        for option, value in given.items()
+        if value is not None
+    }
+    plumbing = RunOptions(**{spec.name: chosen.pop(spec.name) for spec in fields(RunOptions) if spec.name in chosen})
+    check_log_dir(plumbing.log_dir)
+    command = ["rlboard", *filter(None, (loop.track.group, loop.command))]
+    command += [option.spelled(value) for option, value in given.items() if value is not None]
+    return execute(loop, loop.defaults(plumbing.preset, smoke=plumbing.smoke) | chosen, plumbing, command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; a mistake of the user's is one line on standard error."""
+    try:
+        code = build_app()(args=arguments, prog_name="rlboard", standalone_mode=False)
+        return int(code or 0)
+    except RlboardError as error:
+        return _complain(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone: say nothing more, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _complain(message: str, code: int) -> int:
+    typer.echo(f"rlboard: {' '.join(message.split())}", err=True)
+    return code

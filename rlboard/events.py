@@ -1,0 +1,50 @@
+"""What a training loop says about itself at one point of the x axis.
+
+A loop yields events and knows nothing of what becomes of them; the instruments of `rlboard.instruments` take from
+an event what concerns their TensorBoard tab and pass it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+Image = Callable[[], "NDArray[np.uint8]"]
+"""Draws a picture, (height, width, 3) uint8, when it is called."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One point of a training run.
+
+    The first event comes before anything is learned, at step 0, and presents `model` and `inputs`. Whatever makes a
+    loop refuse its configuration is raised before it, so that a refused run leaves nothing on the disk.
+
+    Attributes:
+        step: position on the x axis: episodes, environment steps or batches, as the loop counts.
+        total: the step at which training ends.
+        scalars: tag to value. `time/steps`, the work done so far, becomes `time/fps` as well.
+        headline: the tag by which the run is judged, larger is better: the progress bar shows it, `best/` follows it.
+        message: the line a pipe gets; empty for one made of step and headline.
+        model: the live network; its gradients are those of the last update.
+        inputs: one batch of inputs of the model, for the graph.
+        images: tag to a function that draws it. A picture costs time, and the loop may not depend on its being drawn.
+    """
+
+    step: int
+    total: int
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    headline: str = ""
+    message: str = ""
+    model: nn.Module | None = None
+    inputs: Tensor | None = None
+    images: Mapping[str, Image] = field(default_factory=dict)
+
+
+Events = Iterator[Event]

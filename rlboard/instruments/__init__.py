@@ -1,0 +1,32 @@
+"""Instruments: generators that take a loop's events, write what concerns their TensorBoard tab, and pass them on.
+
+What stands before an instrument's `for` happens at the first event, what stands after it at the end of training, an
+interrupted one included. An instrument changes neither the events nor the model, so that any set of them leaves
+what is learned bit for bit the same.
+"""
+
+from collections.abc import Callable, Mapping
+
+from rlboard.events import Events
+from rlboard.instruments.console import console
+from rlboard.instruments.tabs import (
+    custom_scalars,
+    graph,
+    histograms,
+    hyperparameters,
+    images,
+    scalars,
+    text,
+)
+from rlboard.instruments.weights import weights
+from rlboard.run import Run
+
+Instrument = Callable[[Events, Run], Events]
+
+_MINIMAL: tuple[Instrument, ...] = (hyperparameters, custom_scalars, text, scalars, weights, console)
+
+INSTRUMENTS: Mapping[str, tuple[Instrument, ...]] = {
+    "minimal": _MINIMAL,
+    "full": (graph, histograms, images, *_MINIMAL),
+}
+"""The instruments of each value of `--log`, from the loop outwards."""

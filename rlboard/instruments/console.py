@@ -1,0 +1,90 @@
+"""The terminal: a progress bar for people, plain lines for a pipe, and a table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from rlboard.events import Event, Events
+
+if TYPE_CHECKING:
+    from rlboard.run import Run
+
+
+def console(events: Events, run: Run) -> Events:
+    """Where the run is and how to look at it, how far it is, and how it ended."""
+    terminal = Console(soft_wrap=True, highlight=False)
+    terminal.print(f"{run.loop.command}: logging to {run.directory}", markup=False)
+    terminal.print(f"watch it with: tensorboard --logdir={run.options.log_dir}", markup=False)
+    latest: dict[str, float] = {}
+    show = _bar if terminal.is_terminal else _lines
+    for event in show(events, terminal):
+        latest.update(event.scalars)
+        yield event
+    terminal.print(_summary(run, latest))
+
+
+def _lines(events: Events, terminal: Console) -> Events:
+    for event in events:
+        if event.message or event.headline:
+            value = event.scalars.get(event.headline)
+            terminal.print(
+                event.message or f"step {event.step}/{event.total}, {event.headline} {value:.4g}",
+                markup=False,
+            )
+            terminal.file.flush()
+        yield event
+
+
+def _bar(events: Events, terminal: Console) -> Events:
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=terminal,
+    )
+    with progress:
+        task = progress.add_task("starting", total=None)
+        for event in events:
+            progress.update(task, completed=event.step, total=event.total, description=_description(event))
+            yield event
+
+
+def _description(event: Event) -> str:
+    parts = []
+    if event.headline in event.scalars:
+        parts.append(f"{event.headline} {event.scalars[event.headline]:.4g}")
+    if "time/fps" in event.scalars:
+        parts.append(f"{event.scalars['time/fps']:,.0f} steps/s")
+    return "  ".join(parts) or "starting"
+
+
+def _summary(run: Run, latest: Mapping[str, float]) -> Table:
+    table = Table(show_header=False, title=f"{run.loop.command}: {run.status}", title_justify="left")
+    for tag, best in run.best.items():
+        table.add_row(tag, f"{latest[tag]:.4g} at the end, best {best['value']:.4g} at step {best['step']:,}")
+    for tag, value in latest.items():
+        if tag.startswith("eval/"):
+            table.add_row(tag, f"{value:.4g}")
+    if "time/steps" in latest:
+        table.add_row("steps", f"{latest['time/steps']:,.0f}")
+    table.add_row("time", f"{time.time() - run.started:,.1f} s")
+    if run.writer.dropped:
+        table.add_row("not logged", f"{run.writer.dropped:,} records")
+    table.add_row("logs", str(run.directory))
+    return table

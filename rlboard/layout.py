@@ -1,0 +1,57 @@
+"""The Custom Scalars dashboards of both tracks, as data.
+
+TensorBoard reads the tags of a chart as regular expressions that match from the start, so that a bare `Loss/train`
+draws `Loss/train_step` as well: `exactly` and `below` anchor and escape them. A margin chart takes its three tags
+literally.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+Chart = tuple[str, list[str]]
+"""What `SummaryWriter.add_custom_scalars` takes: ("Multiline", patterns) or ("Margin", [value, lower, upper])."""
+Layout = Mapping[str, Mapping[str, Chart]]
+"""Category to title to chart."""
+
+
+def exactly(*tags: str) -> Chart:
+    """One chart with one line for each of `tags`."""
+    return "Multiline", [f"^{re.escape(tag)}$" for tag in tags]
+
+
+def below(prefix: str) -> Chart:
+    """One chart with a line for every tag that begins with `prefix`."""
+    return "Multiline", [f"^{re.escape(prefix)}"]
+
+
+def margin(value: str, lower: str, upper: str) -> Chart:
+    """A line with a band around it."""
+    return "Margin", [value, lower, upper]
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "agents": {
+        "Reward": {
+            "mean reward": exactly("reward", "rollout/ep_rew_mean", "eval/mean_reward"),
+            "over seeds, 95 % interval": margin("reward/mean", "reward/lower", "reward/upper"),
+            "episode length": exactly("rollout/ep_len_mean"),
+        },
+        "Training": {
+            "loss": exactly("train/loss"),
+            "entropy": exactly("train/entropy"),
+            "gradient norm": exactly("train/grad_norm"),
+        },
+        "Time": {"steps per second": exactly("time/fps")},
+    },
+    "vision": {
+        "Training Metrics": {
+            "Loss": exactly("Loss/train", "Loss/val"),
+            "Accuracy": exactly("Accuracy/train", "Accuracy/val"),
+        },
+        "Learning Rate": {"LR": exactly("Learning_Rate")},
+        "Per-Class Accuracy": {"Accuracy by class": below("Accuracy/class_")},
+    },
+}
+"""The dashboard of a track, by its package."""

@@ -1,0 +1,319 @@
+"""A run: its directory, its lock, its `run.json`, and the events pulled through the instruments.
+
+This is the one room that names a directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rlboard
+from rlboard.config import Value, option, printable
+from rlboard.errors import OutOfMemoryError, StorageError, UsageError
+from rlboard.registry import ROOT, Loop
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from filelock import BaseFileLock
+
+    from rlboard.events import Events
+    from rlboard.writer import Writer
+
+SMALLEST_FREE_SPACE = 1 << 20  # bytes: less cannot hold a run's first second
+LONGEST_NAME = 100  # characters; file systems take 255 bytes, and a letter can be 4
+
+
+def check_run_name(name: str) -> None:
+    """Raises UsageError where `name` is not one plain directory name of letters, digits, `-`, `_`, `.`, `=`, `+`."""
+    if name and (not re.fullmatch(r"[\w.=+-]+", name) or name.startswith(".") or len(name) > LONGEST_NAME):
+        raise UsageError(
+            f"--run-name {printable(name)} is not a plain name: use up to {LONGEST_NAME} letters, digits, "
+            "'-', '_', '.', '=' or '+', without a leading '.'"
+        )
+
+
+def check_log_dir(name: str) -> None:
+    """Raises UsageError where `name` is no path, StorageError where no run can be written below it."""
+    if not name or "\0" in name:
+        raise UsageError(f"--log-dir {printable(name)} is not a path: give a directory, such as --log-dir logs")
+    root = Path(name).expanduser()
+    try:
+        existing = next(path for path in (root, *root.absolute().parents) if path.exists())
+        problem = (
+            f"{printable(existing)} is a file: give a directory"
+            if not existing.is_dir()
+            else f"{printable(existing)} is not writable: give another directory"
+            if not os.access(existing, os.W_OK | os.X_OK)
+            else f"{printable(existing)} is on a full disk: free some space or give another directory"
+            if shutil.disk_usage(existing).free < SMALLEST_FREE_SPACE
+            else ""
+        )
+    except OSError as error:
+        problem = f"{error.strerror}: give another directory"
+    if problem:
+        raise StorageError(f"--log-dir {printable(name)}: {problem}")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of the plumbing, which every loop has beside those of its `Config`."""
+
+    preset: str = option("", "other defaults")
+    smoke: bool = option(False, "a run of seconds, to see that everything works")
+    log_dir: str = option("logs", "root of all runs; what tensorboard --logdir is given",
+                          check="rlboard.run:check_log_dir")  # fmt: skip
+    run_name: str = option("", "name of the run's directory (default: start time and seed)",
+                           check="rlboard.run:check_run_name")  # fmt: skip
+    log: str = option("full", "minimal: scalars and hyperparameters; full: every tab",
+                      choices=("minimal", "full"))  # fmt: skip
+
+
+@dataclass
+class Run:
+    """A run that is open: what the instruments are handed.
+
+    Attributes:
+        loop: which loop it runs, and `config` with what.
+        options: the plumbing's own options.
+        directory: where everything it writes lies.
+        writer: the one writer of its event file.
+        status: `running`, then `completed`, `interrupted` or `failed`.
+        best: headline tag to its largest value so far and the step of it.
+        weights_sha256: hash of the model's final weights; equal for equal runs.
+    """
+
+    loop: Loop
+    config: Any
+    options: RunOptions
+    directory: Path
+    writer: Writer
+    command: list[str]
+    started: float = field(default_factory=time.time)
+    status: str = "running"
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+    weights_sha256: str | None = None
+    stop_signal: signal.Signals | None = None
+
+    @property
+    def hyperparameters(self) -> dict[str, Value]:
+        """The resolved configuration: every field of the loop's `Config`."""
+        return {spec.name: getattr(self.config, spec.name) for spec in dataclasses.fields(self.config)}
+
+    def record(self) -> None:
+        """Writes `run.json`: an allow-list of facts, none of them from the environment, no home path.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        text = json.dumps(
+            {
+                "loop": f"{self.loop.track.package}/{self.loop.name}",
+                "command": [part.replace(str(Path.home()), "~") for part in self.command],
+                "config": self.hyperparameters,
+                "seed": self.hyperparameters.get("seed"),
+                "git_commit": _git_commit(),
+                "versions": _versions(),
+                "device": _device(str(self.hyperparameters.get("device", "cpu"))),
+                "started": _iso(self.started),
+                "ended": None if self.status == "running" else _iso(time.time()),
+                "status": self.status,
+                "best": self.best,
+                "weights_sha256": self.weights_sha256,
+                "dropped_records": self.writer.dropped,
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+        unfinished = self.directory / ".run.json.tmp"
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(self.directory / "run.json")
+
+
+def execute(loop: Loop, values: dict[str, Value], options: RunOptions, command: list[str]) -> int:
+    """Runs `loop` from its first event to its last, through the instruments; returns the exit code.
+
+    Args:
+        loop: what to run.
+        values: the resolved value of every option of the loop.
+        options: where and how much to log.
+        command: what the user typed, for `run.json`.
+
+    Raises:
+        RlboardError: see `rlboard.errors`; what was logged until then is on the disk.
+    """
+    from rlboard.instruments import INSTRUMENTS
+
+    module = loop.load()
+    config = module.Config(**values)
+    with _memory_errors():
+        events: Events = module.train(config)
+        first = next(events, None)
+        if first is None:
+            raise UsageError(f"{loop.command} has nothing to do with these options")
+        with _open(loop, config, options, command) as run, _signals(run):
+            stream = _timed(_watch(chain([first], events), run))
+            for instrument in INSTRUMENTS[options.log]:
+                stream = instrument(stream, run)
+            for _ in stream:
+                pass
+    if run.stop_signal:
+        return 128 + run.stop_signal
+    if run.writer.dropped:
+        raise StorageError(f"training ended, but {run.writer.dropped} records could not be logged in {run.directory}")
+    return 0
+
+
+def _watch(events: Events, run: Run) -> Events:
+    """Ends the events when a signal asks for it, so that every instrument finishes in order; notes how it went."""
+    try:
+        for event in events:
+            yield event
+            if run.stop_signal:
+                run.status = "interrupted"
+                return
+        run.status = "completed"
+    except BaseException:
+        run.status = "failed"
+        raise
+
+
+def _timed(events: Events) -> Events:
+    """Adds `time/fps`, the work per second since the event before, to events that say how much work was done."""
+    work, moment = 0.0, time.perf_counter()
+    for event in events:
+        if "time/steps" in event.scalars:
+            done, now = event.scalars["time/steps"], time.perf_counter()
+            event = dataclasses.replace(
+                event, scalars={**event.scalars, "time/fps": (done - work) / max(now - moment, 1e-9)}
+            )
+            work, moment = done, now
+        yield event
+
+
+@contextlib.contextmanager
+def _open(loop: Loop, config: Any, options: RunOptions, command: list[str]) -> Iterator[Run]:
+    """Makes and locks the run directory and opens its writer; closes all of it, whatever happens in between."""
+    from rlboard.writer import open_writer
+
+    parent = Path(options.log_dir).expanduser() / loop.track.directory(loop.name)
+    name = options.run_name or time.strftime("%Y%m%d-%H%M%S") + (
+        f"-seed{config.seed}" if hasattr(config, "seed") else ""
+    )
+    try:
+        directory, lock = _claim(parent, name)
+        writer = open_writer(directory)
+        run = Run(loop, config, options, directory, writer, command)
+        run.record()
+    except OSError as error:
+        hint = "free some space" if error.errno == errno.ENOSPC else "give another --log-dir"
+        raise StorageError(f"--log-dir {printable(options.log_dir)}: {error.strerror or error}: {hint}") from None
+    try:
+        yield run
+    except BaseException:
+        run.status = "failed"
+        raise
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):  # the writer has warned of a disk that fails
+            run.record()
+        lock.release()
+
+
+def _claim(parent: Path, name: str) -> tuple[Path, BaseFileLock]:
+    """A new directory `name` below `parent`, or `name-2`, `name-3`, …, and the lock that says that it is in use."""
+    from filelock import FileLock
+
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1_000_000):
+        directory = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            directory.mkdir()  # fails where it exists: the file system decides between two processes
+        except FileExistsError:
+            continue
+        lock = FileLock(directory / ".lock")
+        lock.acquire(blocking=False)
+        return directory, lock
+    raise FileExistsError(errno.EEXIST, f"every name from {name} to {name}-999999 is taken")
+
+
+@contextlib.contextmanager
+def _signals(run: Run) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the run after the event at hand; the second ends the process at once."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        run.stop_signal = signal.Signals(number)
+        for each in previous:
+            signal.signal(each, previous[each])
+
+    watched = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in watched}
+    try:
+        for number in watched:
+            signal.signal(number, stop)
+    except ValueError:  # not in the main thread: its signals are not ours
+        previous = {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns what torch and Python raise when memory runs out into `OutOfMemoryError`."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemoryError(f"out of memory: {printable(error, 200)}: try a smaller batch or network") from None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that rlboard runs from, None where it is no checkout."""
+    try:
+        answer = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "gymnasium", "numpy", "tensorboard")
+    versions = {"python": platform.python_version(), "rlboard": rlboard.__version__}
+    return versions | {name: metadata.version(name) for name in packages}
+
+
+def _device(name: str) -> str:
+    """`cpu, 2 cores` or `cuda:0, NVIDIA H200`: what the run ran on."""
+    import torch
+
+    from rlboard.devices import resolve_device
+
+    device = resolve_device(name)
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    return f"{device}, {platform.machine()}, {os.cpu_count()} cores"
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")
