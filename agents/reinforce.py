@@ -60,7 +60,8 @@ class Policy(nn.Module):
         self.logits = nn.Linear(hidden_size, actions)
 
     def forward(self, observations: Tensor) -> Tensor:
-        return self.logits(self.hidden(observations).relu()).log_softmax(dim=-1)
+        hidden = torch.relu(self.hidden(observations))
+        return torch.log_softmax(self.logits(hidden), dim=-1)
 
     def weights(self) -> Weights:
         """The parameters as NumPy arrays: on the CPU views, which follow every update by themselves."""

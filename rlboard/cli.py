@@ -22,6 +22,15 @@ from rlboard.registry import TRACKS, Loop, SourceError, Track, read_loop
 from rlboard.run import RunOptions, check_log_dir, execute
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rlboard {__version__}")
+        raise typer.Exit
+
+
+VERSION = typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+
+
 def build_app(tracks: Iterable[Track] = TRACKS) -> typer.Typer:
     """The command line of `tracks`: one command a loop, one group a named track."""
     app = typer.Typer(
@@ -34,12 +43,7 @@ def build_app(tracks: Iterable[Track] = TRACKS) -> typer.Typer:
     )
 
     @app.callback()
-    def main_options(
-        version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
-    ) -> None:
-        if version:
-            typer.echo(f"rlboard {__version__}")
-            raise typer.Exit
+    def root(version: Annotated[bool, VERSION] = False) -> None: ...
 
     for track in tracks:
         target = app

@@ -40,7 +40,7 @@ class Endless(gymnasium.Env[Any, Any]):
 
 @pytest.fixture
 def endless() -> Iterator[str]:
-    gymnasium.register("Endless-v0", entry_point=Endless, max_episode_steps=25)
+    gymnasium.register("Endless-v0", entry_point=lambda **options: Endless(**options), max_episode_steps=25)
     yield "Endless-v0"
     del gymnasium.registry["Endless-v0"]
 
@@ -102,8 +102,10 @@ def test_one_update_is_the_gradient_of_the_paper_step_by_step() -> None:
     following = 0.0
     for observation, action, reward in reversed(list(zip(observations, actions, rewards, strict=True))):
         following = reward + config.gamma * following
-        probability = torch.softmax(reference.logits(reference.hidden(torch.from_numpy(observation)).relu()), dim=0)[action]
-        (-torch.log(probability) * following).backward()
+        probability = torch.softmax(reference.logits(reference.hidden(torch.from_numpy(observation)).relu()), dim=0)[
+            action
+        ]
+        torch.autograd.backward(-torch.log(probability) * following)
     optimizer.step()
 
     last = next(events)
