@@ -16,6 +16,7 @@ from rlboard.config import printable
 from rlboard.errors import UsageError
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame greets on standard output
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are drawn in memory: no display is asked for
 
 Environment = gymnasium.Env[Any, Any]
 Act = Callable[[NDArray[np.float32]], int]
@@ -23,15 +24,8 @@ Act = Callable[[NDArray[np.float32]], int]
 
 
 def check_environment(env_id: str) -> None:
-    """Raises UsageError, with the nearest known name, where Gymnasium has no environment called `env_id`."""
-    try:
-        gymnasium.spec(env_id)
-    except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:
-        known = [name for name in gymnasium.registry if not name.startswith(("GymV", "phys2d/", "tabular/"))]
-        near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "such as CartPole-v1"
-        reason = "" if isinstance(error, gymnasium.error.UnregisteredEnv) else f" ({printable(error, 200)})"
-        raise UsageError(f"--env-id {printable(env_id)} is not a Gymnasium environment{reason}: {hint}") from None
+    """Raises UsageError, with the nearest known names, where no agent of this folder can use `env_id`."""
+    make_environment(env_id).close()
 
 
 def make_environment(env_id: str, render_mode: str | None = None) -> Environment:
@@ -40,11 +34,13 @@ def make_environment(env_id: str, render_mode: str | None = None) -> Environment
     Raises:
         UsageError: it is unknown, a package it needs is missing, or its spaces are others.
     """
-    check_environment(env_id)
     try:
         environment = gymnasium.make(env_id, render_mode=render_mode, disable_env_checker=True)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise UsageError(f"--env-id {env_id} cannot be made here: {printable(error, 200)}") from None
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise UsageError(f"--env-id {printable(env_id)} needs a package: {printable(error, 200)}") from None
+    except (gymnasium.error.Error, ValueError) as error:
+        reason = printable(str(error).partition(". ")[0], 120)
+        raise UsageError(f"--env-id {printable(env_id)}: {reason}; {_suggestion(env_id)}") from None
     actions, observations = environment.action_space, environment.observation_space
     if not isinstance(actions, Discrete):
         raise UsageError(f"--env-id {env_id} has actions {actions}: choose one with discrete actions, like CartPole-v1")
@@ -54,6 +50,12 @@ def make_environment(env_id: str, render_mode: str | None = None) -> Environment
             "choose one with a flat Box, like CartPole-v1"
         )
     return environment
+
+
+def _suggestion(env_id: str) -> str:
+    known = [name for name in gymnasium.registry if "/" not in name and not name.startswith("GymV")]
+    near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else "try CartPole-v1"
 
 
 def sizes(environment: Environment) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Annotated, Any
@@ -114,6 +115,7 @@ def _run(loop: Loop, given: dict[Option, str | bool | None]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; a mistake of the user's is one line on standard error."""
+    warnings.formatwarning = lambda message, *_, **__: f"rlboard: {message}\n"
     try:
         code = build_app()(args=arguments, prog_name="rlboard", standalone_mode=False)
         return int(code or 0)

@@ -54,7 +54,7 @@ def check_log_dir(name: str) -> None:
     """Raises UsageError where `name` is no path, StorageError where no run can be written below it."""
     if not name or "\0" in name:
         raise UsageError(f"--log-dir {printable(name)} is not a path: give a directory, such as --log-dir logs")
-    root = Path(name).expanduser()
+    root = Path(name)
     try:
         existing = next(path for path in (root, *root.absolute().parents) if path.exists())
         problem = (
@@ -176,8 +176,10 @@ def execute(loop: Loop, values: dict[str, Value], options: RunOptions, command: 
                 pass
     if run.stop_signal:
         return 128 + run.stop_signal
-    if run.writer.dropped:
-        raise StorageError(f"training ended, but {run.writer.dropped} records could not be logged in {run.directory}")
+    if lost := run.writer.events.dropped:
+        raise StorageError(
+            f"training is done, but the disk took no more: {lost} records are missing in {run.directory}"
+        )
     return 0
 
 
@@ -213,7 +215,7 @@ def _open(loop: Loop, config: Any, options: RunOptions, command: list[str]) -> I
     """Makes and locks the run directory and opens its writer; closes all of it, whatever happens in between."""
     from rlboard.writer import open_writer
 
-    parent = Path(options.log_dir).expanduser() / loop.track.directory(loop.name)
+    parent = Path(options.log_dir) / loop.track.directory(loop.name)
     name = options.run_name or time.strftime("%Y%m%d-%H%M%S") + (
         f"-seed{config.seed}" if hasattr(config, "seed") else ""
     )

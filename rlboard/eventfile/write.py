@@ -1,0 +1,352 @@
+"""EventFile: a TensorBoard event file that is opened once and survives what happens to training runs."""
+
+import atexit
+import contextlib
+import errno
+import io
+import itertools
+import math
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlboard.eventfile import wire
+
+_BUFFER_BYTES = 1 << 16
+_TICK_SECONDS = 0.5  # half of what may be lost, so that a late wake-up still keeps the promise
+_LOOP_POINTS = 256  # fewer points are written faster one by one than with the tables of `wire`
+_NAME_SECONDS = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
+_numbers = itertools.count()
+
+
+class LogWarning(RuntimeWarning):
+    """Something could not be logged; training goes on."""
+
+
+class EventFile:
+    """Writes TensorBoard events to one new file in `directory`, in the order of the calls.
+
+    Events are encoded at once into a buffer, which is written when it holds 64 KiB, when the previous write
+    is `flush_seconds` old, and in any case within a second (see `_tick`): a run killed with SIGKILL loses at
+    most its last second. `close` and `flush(sync=True)` also force the file to the disk. Files are closed at
+    exit, and flushed on SIGTERM unless the program handles it (see `_on_sigterm`). All methods may be called
+    from any thread. After a fork the file belongs to the parent: what the child adds is dropped.
+
+    Once the file is open, a failing disk never raises: what cannot be written whole is dropped and counted
+    in `dropped` (records), with one LogWarning, and later writes are tried again. Bad arguments do raise:
+    TypeError, ValueError or OverflowError for most, and nothing is added.
+
+    The file's name sorts after those of all event files in `directory`, as TensorBoard reads them by name,
+    even if the clock went back. Its contents depend on nothing but the calls and `clock`.
+
+    Raises OSError if the file cannot be made.
+    """
+
+    _unusable: str | None = "it could not be opened"
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        filename_suffix: str = "",
+        flush_seconds: float = 1.0,
+        clock: Callable[[], float] = time.time,
+        hostname: str | None = None,
+    ) -> None:
+        self.dropped = 0
+        self.clock = clock
+        self._flush_seconds = flush_seconds
+        self._summaries: dict[str, bytes] = {}
+        self._values: dict[str, bytes] = {}
+        # Reentrant, because a signal handler may log, flush or close in the middle of any method. What it
+        # meets is consistent: a record enters the buffer whole (`+=` without a call in it), and what is in
+        # flight is written at `_end` however often that is begun, by a handler or after a KeyboardInterrupt.
+        self._lock = threading.RLock()
+        self._buffer = bytearray()
+        self._in_flight = bytearray()
+        self._end = 0
+        self._torn = False
+        self._warned = False
+
+        first = wire.event(clock(), 0, wire.delimited(wire.FILE_VERSION, b"brain.Event:2"))
+        self._file = _create(Path(directory), int(clock()), hostname or socket.gethostname(), filename_suffix)
+        self.path = Path(self._file.name)
+        try:
+            self._write(first, 0)
+        except OSError:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
+            raise
+        self._end = len(first)
+        self._flush_at = clock() + flush_seconds
+        self._unusable = None
+        _watch(self)
+
+    def scalar(self, tag: str, value: Any, step: Any, wall_time: float | None = None) -> None:
+        """Add one number: anything float() takes, or an array or tensor of one element on any device.
+
+        TensorBoard keeps float32: what is beyond its range becomes infinite. `step` is a 64-bit integer.
+        """
+        try:
+            summary = self._summaries[tag]
+        except KeyError:
+            summary = self._summaries[tag] = wire.scalar_summary(tag)
+        self._add(summary + wire.float32(value), step, wall_time)
+
+    def scalars(self, values: Mapping[str, Any], step: Any, wall_time: float | None = None) -> None:
+        """Add the numbers of one step, by tag, as a single event: a third of the cost, and less to read."""
+        if not values:
+            return
+        parts = []
+        for tag, value in values.items():
+            try:
+                parts.append(self._values[tag])
+            except KeyError:
+                self._values[tag] = wire.scalar_value(tag)
+                parts.append(self._values[tag])
+            parts.append(wire.float32(value))
+        self._add(wire.delimited(wire.SUMMARY, b"".join(parts)), step, wall_time)
+
+    def scalar_series(self, tag: str, steps: ArrayLike, values: ArrayLike, wall_times: ArrayLike | None = None) -> None:
+        """Add many points of one tag: `steps` int (N), `values` float (N), `wall_times` seconds, (N) or one."""
+        step_array = np.asarray(steps)
+        if step_array.size == 0:
+            return
+        if step_array.dtype.kind not in "iu" or int(step_array.max()) >= 1 << 63:
+            raise TypeError(f"steps are 64-bit integers, not {step_array.dtype}")
+        step_array = step_array.astype(np.int64)
+        with np.errstate(over="ignore"):
+            value_array = np.asarray(values).astype(np.float32, casting="same_kind")
+        if step_array.ndim != 1 or value_array.shape != step_array.shape:
+            raise ValueError(f"{step_array.shape} steps do not go with {value_array.shape} values")
+        times = np.asarray(self.clock() if wall_times is None else wall_times, np.float64)
+        time_array = np.broadcast_to(times, step_array.shape)
+        if len(step_array) < _LOOP_POINTS:
+            columns = (step_array.tolist(), value_array.tolist(), time_array.tolist())
+            for step, value, wall_time in zip(*columns, strict=True):
+                self.scalar(tag, value, step, wall_time)
+            return
+        for records in wire.scalar_records(tag, step_array, value_array, time_array):
+            self._append(records)
+
+    def summary(self, summary: Any, step: Any = 0, wall_time: float | None = None) -> None:
+        """Add a tensorboard Summary message."""
+        self._add(wire.delimited(wire.SUMMARY, summary.SerializeToString()), step, wall_time)
+
+    def event(self, event: Any) -> None:
+        """Add a whole tensorboard Event, as a message or serialized."""
+        self._append(wire.frame(event if isinstance(event, bytes) else event.SerializeToString()))
+
+    def flush(self, sync: bool = False) -> None:
+        """Write what is buffered; with `sync`, return when it is on the disk."""
+        with self._lock:
+            trouble = None
+            while self._in_flight or self._buffer:
+                if not self._in_flight:
+                    self._in_flight, self._buffer = self._buffer, bytearray()
+                records, end, failure = self._in_flight, self._end, self._unusable
+                try:
+                    if failure is None:
+                        self._write(records, end)
+                except OSError as error:
+                    failure = error.strerror or repr(error)
+                if self._in_flight is not records:
+                    continue  # a signal handler has flushed meanwhile
+                if failure is None:
+                    self._end, self._in_flight = end + len(records), bytearray()
+                else:
+                    self._in_flight = bytearray()
+                    self.dropped += wire.count_records(records)
+                    trouble = failure
+            if self._unusable is None:
+                with contextlib.suppress(OSError):
+                    self._mend()
+                self._flush_at = self.clock() + self._flush_seconds
+                if sync:
+                    try:
+                        os.fsync(self._file.fileno())
+                    except OSError as error:
+                        trouble = error.strerror or repr(error)
+            if trouble is not None and not self._warned:
+                self._warned = True
+                message = f"{self.path}: {trouble}; what cannot be written is dropped and counted"
+                warnings.warn(message, LogWarning, stacklevel=3)
+
+    def tell(self) -> int:
+        """Force the file to the disk and return its length: a place to truncate to when the run is resumed."""
+        with self._lock:
+            self.flush(sync=True)
+            return self._end
+
+    def close(self) -> None:
+        """Force the file to the disk and close it. Later events are dropped and counted, with one warning."""
+        if self._unusable is not None:
+            return
+        with self._lock:
+            try:
+                self.flush(sync=True)
+            finally:
+                self._abandon("the file is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _add(self, summary: bytes, step: Any, wall_time: float | None) -> None:
+        with self._lock:
+            if wall_time is None:
+                wall_time = self.clock()
+            record = wire.event(wall_time, step, summary)
+            self._buffer += record
+            if wall_time >= self._flush_at or len(self._buffer) >= _BUFFER_BYTES:
+                self.flush()
+
+    def _append(self, records: bytes) -> None:
+        with self._lock:
+            self._buffer += records
+            if len(self._buffer) >= _BUFFER_BYTES or self.clock() >= self._flush_at:
+                self.flush()
+
+    def _write(self, records: bytes | bytearray, offset: int) -> None:
+        descriptor = self._file.fileno()
+        if os.fstat(descriptor).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "the file was deleted")
+        self._mend()
+        self._torn = True
+        written = 0
+        while written < len(records):
+            count = _pwrite(descriptor, memoryview(records)[written:], offset + written)
+            if count == 0:
+                raise OSError(errno.EIO, "the disk takes no more")
+            written += count
+        self._torn = False
+
+    def _mend(self) -> None:
+        """Cut off what a failed write has left, so that the file ends with a whole record."""
+        if self._torn:
+            os.ftruncate(self._file.fileno(), self._end)
+            self._torn = False
+
+    def _abandon(self, reason: str) -> None:
+        """Make every later write fail with `reason`."""
+        self._unusable = reason
+        self._flush_at = -math.inf
+        with contextlib.suppress(OSError):
+            self._file.close()
+        _open_files.pop(id(self), None)
+
+
+def _create(directory: Path, seconds: int, hostname: str, suffix: str) -> io.FileIO:
+    """A new file under TensorBoard's naming convention, with later seconds than all that are there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        if match := _NAME_SECONDS.match(path.name):
+            seconds = max(seconds, int(match[1]) + 1)
+    while True:
+        name = f"events.out.tfevents.{seconds:010d}.{hostname}.{os.getpid()}.{next(_numbers)}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            return io.FileIO(directory / name, "xb")
+
+
+if sys.platform == "win32":
+
+    def _pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.write(descriptor, data)
+
+else:
+    _pwrite = os.pwrite
+
+
+# What follows is one for the process: who has open files, and when they are written.
+
+_open_files: weakref.WeakValueDictionary[int, EventFile] = weakref.WeakValueDictionary()
+_ticker: threading.Thread | None = None
+
+
+def _watch(file: EventFile) -> None:
+    """Have `file` written every tick, at exit and on SIGTERM."""
+    global _ticker
+    _open_files[id(file)] = file
+    if _ticker is None or not _ticker.is_alive():  # a fork's child has none
+        _ticker = threading.Thread(target=_tick, name="eventfile-tick", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no more threads: adding still looks at the time
+            _ticker.start()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _tick() -> None:
+    """Write what is buffered, twice a second.
+
+    Adding looks at the time as well, but a loop that logs in bursts, say once an epoch, would leave the end
+    of each burst in memory until the next. This thread encodes nothing: it costs the training thread one
+    system call when there is something to write.
+    """
+    while True:
+        time.sleep(_TICK_SECONDS)
+        _flush_all()
+
+
+def _flush_all(sync: bool = False) -> None:
+    for reference in _open_files.valuerefs():
+        file = reference()
+        if file is not None:
+            with contextlib.suppress(LogWarning):  # under -W error it is an exception; the rest goes on
+                file.flush(sync)
+
+
+def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
+    """Save the logs, then die of the signal as the process would have without us.
+
+    Only ever installed over the default action, from the main thread. A program that sets its own handler
+    afterwards replaces this one, and gets it from `signal.signal` as the previous handler to chain to.
+    """
+    del frame
+    _flush_all(sync=True)
+    signal.signal(signal_number, signal.SIG_DFL)
+    signal.raise_signal(signal_number)
+
+
+@atexit.register
+def _close_all() -> None:
+    for reference in _open_files.valuerefs():
+        file = reference()
+        if file is not None:
+            with contextlib.suppress(LogWarning):
+                file.close()
+
+
+def _after_fork_in_child() -> None:
+    """Leave the files to the parent. Another thread may have held the locks: the child makes new ones."""
+    for reference in _open_files.valuerefs():
+        file = reference()
+        if file is not None:
+            file._lock = threading.RLock()
+            file._buffer, file._in_flight = bytearray(), bytearray()
+            file._abandon("this process is a fork of the one that writes it")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,258 @@
+"""The harness's arithmetic on known numbers, and every benchmark once at its smallest."""
+
+import dataclasses
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from benchmarks import reinforce, writer
+from benchmarks.harness import (
+    Benchmark,
+    Command,
+    Contender,
+    ContenderError,
+    Function,
+    Measurement,
+    Stopwatch,
+    as_json,
+    duration,
+    machine,
+    main,
+    markdown,
+    number,
+    run,
+)
+
+
+@dataclasses.dataclass
+class Scripted:
+    """Takes what it is told to: CPU seconds for 10 units of work, or the reason why it cannot."""
+
+    name: str
+    script: list[float | str]
+
+    def measure(self, directory: Path) -> Measurement:
+        assert not list(directory.iterdir())
+        (directory / "litter").touch()
+        answer = self.script.pop(0)
+        if isinstance(answer, str):
+            raise ContenderError(answer)
+        return Measurement(10, answer, 2 * answer, extra={"MB": answer / 10})
+
+
+def scripted(*contenders: Contender) -> Benchmark:
+    return Benchmark("sorting", "number", contenders, "10 numbers")
+
+
+def test_contenders_take_turns_and_a_failed_one_is_not_asked_again() -> None:
+    benchmark = scripted(Scripted("a", [1.0, 1.0, 1.0]), Scripted("b", [2.0, "broken"]), Scripted("c", [1.0, 1.0, 1.0]))
+    result = run(benchmark, 3)
+    assert result.order == ["a", "b", "c", "a", "b", "c", "a", "c"]
+    assert result.errors == {"b": "broken"}
+    assert {name: len(runs) for name, runs in result.measurements.items()} == {"a": 3, "c": 3}
+
+
+def test_ratio_of_medians_and_median_of_ratios_differ_where_they_should() -> None:
+    result = run(scripted(Scripted("ours", [1.0, 2.0, 4.0]), Scripted("theirs", [3.0, 10.0, 8.0])), 3)
+    assert result.ratio_of_medians("theirs") == pytest.approx(8 / 2)
+    assert result.median_ratio("theirs") == pytest.approx(3.0)  # of 3, 5 and 2
+    assert result.ratio_of_medians("ours") == result.median_ratio("ours") == 1
+
+
+def test_cost_is_per_unit_of_work_so_that_unequal_work_compares() -> None:
+    assert Measurement(4, 2.0, 9.0).cost == 0.5
+
+
+def test_markdown_table() -> None:
+    benchmark = scripted(
+        Scripted("ours", [1.0, 2.0, 4.0]), Scripted("theirs", [3.0, 10.0, 8.0]), Scripted("third", ["a | b"])
+    )
+    assert markdown(run(benchmark, 3)).splitlines() == [
+        "**sorting**: 10 numbers; 3 runs each, in turn",
+        "",
+        "|  | CPU per number | min – max | numbers per CPU s | wall | MB | × ours | × in pairs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| ours | 200 ms | 100 ms – 400 ms | 5.00 | 400 ms | 0.200 | 1.00 | 1.00 |",
+        "| theirs | 800 ms | 300 ms – 1.00 s | 1.25 | 1.60 s | 0.800 | 4.00 | 3.00 |",
+        r"| third | a \| b |  |  |  |  |  |  |",
+    ]
+
+
+def test_markdown_without_a_reference_compares_nothing() -> None:
+    table = markdown(run(scripted(Scripted("ours", ["broken"]), Scripted("theirs", [1.0])), 1))
+    assert "×" not in table
+    assert "| ours | broken |  |  |  |  |" in table
+    assert "| theirs | 100 ms |" in table
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (0.07204, "0.0720"),
+        (1.7, "1.70"),
+        (99.96, "100"),
+        (135.4, "135"),
+        (12_346, "12,300"),
+        (-2.5, "-2.50"),
+    ],
+)
+def test_numbers_have_three_significant_digits(value: float, shown: str) -> None:
+    assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(2.5, "2.50 s"), (0.0238, "23.8 ms"), (1.7e-6, "1.70 µs"), (7.2e-8, "72.0 ns")]
+)
+def test_durations_name_their_unit(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def work_in_steps(steps: int) -> Measurement:
+    """Leaves a file, so that a second run in the same directory fails."""
+    Path("mark").touch(exist_ok=False)
+    watch = Stopwatch()
+    total = sum(range(200_000))
+    watch.lap()
+    total += sum(range(200_000))
+    sys.stdout.write("what a contender prints is not part of the report")
+    return watch.stop(work=steps, total_sum=total)
+
+
+def needs_what_is_not_there() -> Measurement:
+    __import__("rlboard_no_such_package")
+    raise AssertionError
+
+
+def fails() -> Measurement:
+    raise ValueError("first line\nsecond line")
+
+
+def dies() -> Measurement:
+    import os
+
+    os._exit(9)
+
+
+def test_functions_run_in_fresh_processes_and_directories(capfd: pytest.CaptureFixture[str]) -> None:
+    benchmark = scripted(
+        Function("works", partial(work_in_steps, 5)),
+        Function("missing", needs_what_is_not_there),
+        Function("fails", fails),
+        Function("dies", dies),
+        Function("cold", partial(work_in_steps, 5), warm_up=fails),
+    )
+    result = run(benchmark, 2)
+    assert result.errors == {
+        "missing": "not installed: pip install -e '.[bench]' (rlboard_no_such_package)",
+        "fails": "failed: ValueError: first line",
+        "dies": "failed: its process ended with exit code 9",
+        "cold": "failed: ValueError: first line",
+    }
+    first, second = result.measurements["works"]
+    assert first.work == second.work == 5
+    assert first.extra == {"total sum": 2 * sum(range(200_000))}
+    assert first.training_seconds is not None
+    assert 0 < first.training_seconds < first.cpu_seconds
+    assert first.wall_seconds > 0
+    assert not Path("mark").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_commands_are_measured_whole() -> None:
+    program = "import pathlib, sys; sum(range(3_000_000)); pathlib.Path('work').write_text('4'); print('3 steps')"
+
+    def work(directory: Path, printed: str) -> float:
+        return float((directory / "work").read_text()) + float(printed.split()[0])
+
+    benchmark = scripted(
+        Command("works", [sys.executable, "-c", program], work),
+        Command("exits", [sys.executable, "-c", "import sys; sys.exit('no luck')"], work),
+        Command("missing", [sys.executable, "-c", "import rlboard_no_such_package"], work),
+        Command("absent", ["rlboard-no-such-command"], work),
+    )
+    result = run(benchmark, 1)
+    (measurement,) = result.measurements["works"]
+    assert measurement.work == 7
+    assert measurement.cpu_seconds > 0
+    assert measurement.training_seconds is None
+    assert result.errors["exits"] == "failed: exit code 1 (no luck)"
+    assert result.errors["missing"].startswith("not installed: pip install -e '.[bench]' (ModuleNotFoundError")
+    assert result.errors["absent"].startswith("failed: ")
+
+
+def test_main_prints_what_was_asked_for_and_writes_every_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[bool] = []
+
+    def benchmarks(quick: bool) -> list[Benchmark]:
+        asked.append(quick)
+        return [
+            dataclasses.replace(scripted(Scripted("ours", [1.0, 3.0])), name="first"),
+            dataclasses.replace(scripted(Scripted("ours", ["broken"])), name="second"),
+        ]
+
+    file = tmp_path / "figures.json"
+    assert main(benchmarks, ["--quick", "--only", "first", "--repeats", "2", "--json", str(file)]) == 0
+    assert asked == [True]
+    printed = capsys.readouterr().out
+    assert printed.startswith(machine())
+    assert "**first**: 10 numbers; 2 runs each" in printed
+    assert "second" not in printed
+    (benchmark,) = json.loads(file.read_text())["benchmarks"]
+    assert benchmark["order"] == ["ours", "ours"]
+    assert [each["cpu_seconds"] for each in benchmark["measurements"]["ours"]] == [1.0, 3.0]
+
+    assert main(benchmarks, ["--only", "second", "--repeats", "1"]) == 1
+    assert asked == [True, False]
+
+
+@pytest.mark.parametrize("arguments", [["--only", "none"], ["--repeats", "-1"], ["--repeats", "0"]])
+def test_main_refuses_what_it_cannot_do(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(lambda _: [scripted(Scripted("ours", [1.0]))], arguments)
+    assert exit_.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_machine_line_and_json_name_the_versions() -> None:
+    import torch
+
+    assert f"torch {torch.__version__.partition('+')[0]}" in machine()
+    assert as_json([])["machine"] == machine()
+
+
+def test_names_of_benchmarks_and_contenders_are_unique() -> None:
+    for module in (reinforce, writer):
+        benchmarks = module.benchmarks(True)
+        names = [benchmark.name for benchmark in benchmarks]
+        assert len(set(names)) == len(names)
+        for benchmark in benchmarks:
+            contenders = [contender.name for contender in benchmark.contenders]
+            assert len(set(contenders)) == len(contenders)
+
+
+LIGHT = ["training", "scalars", "ten-scalars", "series", "images", "histograms", "embedding", "loop-1", "loop-5"]
+HEAVY = ["command", "graph-resnet18", "graph-vit"]
+
+
+@pytest.mark.parametrize("name", [*LIGHT, *(pytest.param(name, marks=pytest.mark.slow) for name in HEAVY)])
+def test_smoke(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = reinforce if name in ("training", "command") else writer
+    assert main(module.benchmarks, ["--quick", "--only", name]) == 0
+    table = capsys.readouterr().out
+    assert f"**{name}**" in table
+    failures = [line for line in table.splitlines() if "failed" in line]
+    if name == "graph-vit":  # torch.jit cannot trace the fast path of attention
+        assert [line[: len("| torch |")] for line in failures] == ["| torch |"]
+    else:
+        assert failures == []
+
+
+def test_smoke_covers_every_benchmark() -> None:
+    benchmarks = reinforce.benchmarks(True) + writer.benchmarks(True)
+    assert sorted(LIGHT + HEAVY) == sorted(benchmark.name for benchmark in benchmarks)
