@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -74,8 +74,8 @@ def evaluate(env_id: str, act: Act, episodes: int, seed: int) -> float:
     return float(np.mean(returns))
 
 
-def film_strip(env_id: str, act: Act, seed: int, frames: int = 6) -> NDArray[np.uint8]:
-    """One episode in at most `frames` pictures side by side, evenly spaced, the last frame last: (height, width, 3).
+def contact_sheet(env_id: str, act: Act, seed: int) -> NDArray[np.uint8]:
+    """One episode in six pictures, evenly spaced in two rows, the last one its end: (height, width, 3).
 
     The length of an episode is known only at its end: pictures are taken every `stride` steps, and whenever there
     are too many, every other one is dropped and the stride doubled.
@@ -83,19 +83,20 @@ def film_strip(env_id: str, act: Act, seed: int, frames: int = 6) -> NDArray[np.
     environment = make_environment(env_id, render_mode="rgb_array")
     pictures: list[NDArray[np.uint8]] = []
     stride, step = 1, -1
-    for step, _ in enumerate(_episode(environment, act, seed)):
+    for step, _ in _episode(environment, act, seed):
         if step % stride == 0:
             pictures.append(_render(environment))
-            if len(pictures) == 2 * frames:
+            if len(pictures) == 12:
                 pictures, stride = pictures[::2], 2 * stride
     if step % stride:
         pictures.append(_render(environment))
     environment.close()
-    chosen = np.linspace(0, len(pictures) - 1, min(frames, len(pictures))).round().astype(int)
-    return np.concatenate([pictures[index] for index in chosen], axis=1)
+    first, second, third, fourth, fifth, last = np.linspace(0, len(pictures) - 1, 6).round().astype(int)
+    rows = ((first, second, third), (fourth, fifth, last))
+    return np.concatenate([np.concatenate([pictures[index] for index in row], axis=1) for row in rows])
 
 
-def _episode(environment: Environment, act: Act, seed: int) -> Any:
+def _episode(environment: Environment, act: Act, seed: int) -> Iterator[tuple[int, float]]:
     """Plays one episode and yields each step's number and reward."""
     observation, _ = environment.reset(seed=seed)
     step, ended = 0, False

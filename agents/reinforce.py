@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents._environments import Environment, evaluate, film_strip, make_environment, sizes
+from agents._environments import Environment, contact_sheet, evaluate, make_environment, sizes
 from rlboard.config import option
 from rlboard.devices import resolve_device
 from rlboard.errors import NumericalError
@@ -145,6 +145,8 @@ def train(config: Config) -> Iterator[Event]:
         scalars = {
             "reward": score,
             "rollout/ep_rew_mean": float(np.mean(scores)),
+            "rollout/ep_rew_min": min(scores),
+            "rollout/ep_rew_max": max(scores),
             "rollout/ep_len_mean": float(np.mean(lengths)),
             "train/loss": loss.item(),
             "train/entropy": entropy.item(),
@@ -155,7 +157,7 @@ def train(config: Config) -> Iterator[Event]:
         if episode % config.eval_every == 0 or last:
             greedy = partial(choose, policy.weights())
             scalars["eval/mean_reward"] = evaluate(config.env_id, greedy, config.eval_episodes, config.seed)
-            images["eval/episode"] = partial(film_strip, config.env_id, greedy, config.seed)
+            images["eval/episode"] = partial(contact_sheet, config.env_id, greedy, config.seed)
         message = f"# of episode :{episode}, avg score : {score:.1f}"
         yield Event(episode, config.episodes, scalars, "reward", message, policy, images=images)
     environment.close()

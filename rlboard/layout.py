@@ -35,7 +35,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "agents": {
         "Reward": {
             "mean reward": exactly("reward", "rollout/ep_rew_mean", "eval/mean_reward"),
-            "over seeds, 95 % interval": margin("reward/mean", "reward/lower", "reward/upper"),
+            "best and worst of the last 100": margin("rollout/ep_rew_mean", "rollout/ep_rew_min", "rollout/ep_rew_max"),
             "episode length": exactly("rollout/ep_len_mean"),
         },
         "Training": {

@@ -22,6 +22,8 @@ SCALARS = {
     "reward",
     "best/reward",
     "rollout/ep_rew_mean",
+    "rollout/ep_rew_min",
+    "rollout/ep_rew_max",
     "rollout/ep_len_mean",
     "train/loss",
     "train/entropy",
@@ -67,7 +69,8 @@ def test_custom_scalars_draw_the_tags_that_are_there(url: str) -> None:
     drawn = get(url, "plugin/custom_scalars/scalars", run=RUN, tag=patterns[0])
     assert drawn["regex_valid"]
     assert list(drawn["tag_to_events"]) == ["reward"]
-    assert charts["over seeds, 95 % interval"]["margin"]["series"][0]["value"] == "reward/mean"
+    (band,) = charts["best and worst of the last 100"]["margin"]["series"]
+    assert {band["value"], band["lower"], band["upper"]} <= SCALARS
 
 
 def test_the_hyperparameters_are_in_the_row_of_the_run_with_their_metrics(url: str) -> None:
@@ -103,8 +106,8 @@ def test_the_policy_is_drawn(url: str) -> None:
 
 
 def test_text_tells_the_configuration(url: str) -> None:
-    assert set(get(url, "plugin/text/tags")[RUN]) == {"config", "loop"}
-    (config,) = get(url, "plugin/text/text", run=RUN, tag="config")
+    assert set(get(url, "plugin/text/tags")[RUN]) == {"config/text_summary", "loop/text_summary"}
+    (config,) = get(url, "plugin/text/text", run=RUN, tag="config/text_summary")
     assert "<td>0.0002</td>" in config["text"]
     assert "--learning-rate" in config["text"]
 

@@ -25,7 +25,9 @@ def test_the_two_command_lines() -> None:
     assert INSTALL_AND_TEST == 'python -m pip install -e ".[test]" && pytest'
 
 
-def test_the_command_of_the_first_line_runs_and_leaves_its_logs(rlboard_process: RlboardProcess, tmp_path: Path) -> None:
+def test_the_command_of_the_first_line_runs_and_leaves_its_logs(
+    rlboard_process: RlboardProcess, tmp_path: Path
+) -> None:
     program, *arguments = shlex.split(INSTALL_AND_TRAIN.partition("&&")[2].replace("10000", "40"))
     assert program == "rlboard"
     answer = rlboard_process(*arguments)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from agents import reinforce
-from agents._environments import evaluate, film_strip, make_environment
+from agents._environments import contact_sheet, evaluate, make_environment
 from agents.reinforce import Config, Policy, choose, discounted, play, train
 from rlboard.errors import NumericalError, UsageError
 from rlboard.events import Event
@@ -141,6 +141,8 @@ def test_events_speak_of_the_model() -> None:
     assert set(last.scalars) == {
         "reward",
         "rollout/ep_rew_mean",
+        "rollout/ep_rew_min",
+        "rollout/ep_rew_max",
         "rollout/ep_len_mean",
         "train/loss",
         "train/entropy",
@@ -208,32 +210,29 @@ def test_evaluation_is_seeded_and_a_bad_policy_is_bad() -> None:
     assert evaluate("CartPole-v1", always_left, 5, seed=0) == evaluate("CartPole-v1", always_left, 5, seed=0) < 12
 
 
-def test_a_film_strip_shows_an_episode_from_its_first_to_its_last_frame() -> None:
-    strip = film_strip("CartPole-v1", always_left, seed=0, frames=4)
-    assert strip.shape == (400, 4 * 600, 3)
-    frames = np.split(strip, 4, axis=1)
+def test_a_contact_sheet_shows_an_episode_from_its_first_to_its_last_frame() -> None:
+    sheet = contact_sheet("CartPole-v1", always_left, seed=0)
+    assert sheet.shape == (2 * 400, 3 * 600, 3)
     environment = make_environment("CartPole-v1", render_mode="rgb_array")
     environment.reset(seed=0)
     pictures, ended = [], False
     while not ended:
         _, _, ended, _, _ = environment.step(0)
         pictures.append(np.asarray(environment.render()))
-    assert np.array_equal(frames[0], pictures[0])
-    assert np.array_equal(frames[-1], pictures[-1])
+    assert np.array_equal(sheet[:400, :600], pictures[0])
+    assert np.array_equal(sheet[400:, 1200:], pictures[-1])
 
 
-def test_a_long_episode_is_a_strip_of_as_many_frames(endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_episode_is_a_sheet_of_as_many_frames(endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agents._environments._render", lambda env: np.full((2, 2, 3), env.unwrapped.steps, np.uint8))
     monkeypatch.setattr(Endless, "metadata", {"render_modes": ["rgb_array"]})
-    strip = film_strip(endless, always_left, seed=0, frames=3)
-    assert strip[0, ::2, 0].tolist() == [1, 17, 25]
+    sheet = contact_sheet(endless, always_left, seed=0)
+    assert sheet[::2, ::2, 0].tolist() == [[1, 5, 9], [17, 21, 25]]
 
 
 @pytest.mark.slow
-def test_preset_solve_solves_cartpole() -> None:
-    """lr 1e-3 and gamma 1 reach a mean of 475 over 100 episodes; the threshold is Gymnasium's own."""
-    solved = []
-    for seed in range(3):
-        config = Config(episodes=1500, eval_every=10_000, seed=seed, **reinforce.PRESETS["solve"])  # type: ignore[arg-type]
-        solved.append(max(event.scalars.get("rollout/ep_rew_mean", 0) for event in train(config)))
-    assert min(solved) >= 475, solved
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_preset_solve_solves_cartpole(seed: int) -> None:
+    """A mean of 475 over 100 episodes is Gymnasium's own threshold; seeds 1 to 20 took 560 to 1,160 episodes."""
+    config = Config(episodes=3000, eval_every=3000, seed=seed, **reinforce.PRESETS["solve"])  # type: ignore[arg-type]
+    assert any(event.scalars.get("rollout/ep_rew_mean", 0) >= 475 for event in train(config))

@@ -1,0 +1,71 @@
+"""What tests of the dashboard share: a TensorBoard of their own, and a headless Chromium that looks at it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--headless=new",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextlib.contextmanager
+def tensorboard(logdir: Path, *options: str) -> Iterator[str]:
+    """Yields the address, without a slash at its end, of a TensorBoard that has loaded all of `logdir`."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port=0", "--host=127.0.0.1"),
+            *("--load_fast=false", "--reload_interval=0", "--reload_task=blocking"),  # serves when all is loaded
+            *options,
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        output = ""
+        while not (address := re.search(r"at (http://\S+)/ \(Press", output)):
+            line = process.stderr.readline()
+            assert line, f"TensorBoard ended before it served:\n{output}"
+            output += line
+        yield address[1]
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Page]:
+    """Yields an empty page of the system's Chromium; skips the test where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if executable is None:
+        pytest.skip(f"needs a browser: none of {', '.join(CHROMIUM_NAMES)} is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
+        try:
+            yield browser.new_page(viewport={"width": 1400, "height": 1000})
+        finally:
+            browser.close()
