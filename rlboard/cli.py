@@ -110,7 +110,10 @@ def _run(loop: Loop, given: dict[Option, str | bool | None]) -> int:
     check_log_dir(plumbing.log_dir)
     command = ["rlboard", *filter(None, (loop.track.group, loop.command))]
     command += [option.spelled(value) for option, value in given.items() if value is not None]
-    return execute(loop, loop.defaults(plumbing.preset, smoke=plumbing.smoke) | chosen, plumbing, command)
+    values = loop.defaults(plumbing.preset, smoke=plumbing.smoke) | chosen
+    from rlboard.instruments import INSTRUMENTS  # with torch and all that it brings
+
+    return execute(loop, values, plumbing, command, INSTRUMENTS[plumbing.log])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import chain
@@ -143,24 +143,32 @@ class Run:
             ensure_ascii=False,
         )
         unfinished = self.directory / ".run.json.tmp"
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(self.directory / "run.json")
+        try:
+            unfinished.write_text(text + "\n", encoding="utf-8")
+            unfinished.replace(self.directory / "run.json")
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
-def execute(loop: Loop, values: dict[str, Value], options: RunOptions, command: list[str]) -> int:
-    """Runs `loop` from its first event to its last, through the instruments; returns the exit code.
+def execute(
+    loop: Loop,
+    values: dict[str, Value],
+    options: RunOptions,
+    command: list[str],
+    instruments: Iterable[Callable[[Events, Run], Events]],
+) -> int:
+    """Runs `loop` from its first event to its last, through `instruments`; returns the exit code.
 
     Args:
         loop: what to run.
         values: the resolved value of every option of the loop.
         options: where and how much to log.
         command: what the user typed, for `run.json`.
+        instruments: what is done with the events, from the loop outwards.
 
     Raises:
         RlboardError: see `rlboard.errors`; what was logged until then is on the disk.
     """
-    from rlboard.instruments import INSTRUMENTS
-
     module = loop.load()
     config = module.Config(**values)
     with _memory_errors():
@@ -170,16 +178,14 @@ def execute(loop: Loop, values: dict[str, Value], options: RunOptions, command: 
             raise UsageError(f"{loop.command} has nothing to do with these options")
         with _open(loop, config, options, command) as run, _signals(run):
             stream = _timed(_watch(chain([first], events), run))
-            for instrument in INSTRUMENTS[options.log]:
+            for instrument in instruments:
                 stream = instrument(stream, run)
             for _ in stream:
                 pass
     if run.stop_signal:
         return 128 + run.stop_signal
     if lost := run.writer.events.dropped:
-        raise StorageError(
-            f"training is done, but the disk took no more: {lost} records are missing in {run.directory}"
-        )
+        raise StorageError(f"training is done, but {lost} records could not be written to {run.directory}")
     return 0
 
 

@@ -72,8 +72,12 @@ def test_a_file_that_is_no_loop_is_refused_by_line(source: str, complaint: str, 
 
 def imports(path: Path) -> set[str]:
     """Every module that a source file imports, anywhere in it."""
+    return imports_of(ast.parse(path.read_bytes()))
+
+
+def imports_of(tree: ast.AST) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -111,19 +115,19 @@ def test_there_are_no_import_circles() -> None:
         for path in (ROOT / folder).rglob("*.py")
     }
 
-    def top_level_imports(name: str) -> set[str]:
+    def imported(name: str) -> set[str]:
+        """What is imported when the module is used: all but the imports for type checking."""
         tree = ast.parse(modules[name].read_bytes())
-        body = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-        found = set()
-        for node in body.body:
-            if isinstance(node, ast.ImportFrom) and node.module:
-                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        return found & set(modules) - {name}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = []
+        around = {name, name.rpartition(".")[0]}  # a module's package is there before it
+        return imports_of(tree) & set(modules) - around
 
     def visit(name: str, above: tuple[str, ...]) -> None:
         assert name not in above, " -> ".join((*above, name))
         if name not in done:
-            for other in top_level_imports(name):
+            for other in imported(name):
                 visit(other, (*above, name))
             done.add(name)
 
