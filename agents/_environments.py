@@ -42,7 +42,7 @@ def make_environment(env_id: str, render_mode: str | None = None) -> Environment
         reason = printable(str(error).partition(". ")[0], 120)
         raise UsageError(f"--env-id {printable(env_id)}: {reason}; {_suggestion(env_id)}") from None
     actions, observations = environment.action_space, environment.observation_space
-    if not isinstance(actions, Discrete):
+    if not isinstance(actions, Discrete) or actions.start != 0:
         raise UsageError(f"--env-id {env_id} has actions {actions}: choose one with discrete actions, like CartPole-v1")
     if not isinstance(observations, Box) or len(observations.shape) != 1:
         raise UsageError(

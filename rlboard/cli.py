@@ -49,7 +49,8 @@ def build_app(tracks: Iterable[Track] = TRACKS) -> typer.Typer:
     for track in tracks:
         target = app
         if track.group:
-            target = typer.Typer(help=f"The {track.group} track.", no_args_is_help=True)
+            empty = "" if track.files() else " It has no loops yet."
+            target = typer.Typer(help=f"The {track.group} track.{empty}", no_args_is_help=True)
             target.callback()(lambda: None)  # a group even while it has one command or none
             app.add_typer(target, name=track.group)
         for path in track.files():
@@ -134,5 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    typer.echo(f"rlboard: {' '.join(message.split())}", err=True)
+    if message:  # none where the help has been shown instead
+        typer.echo(f"rlboard: {' '.join(message.split())}", err=True)
     return code

@@ -87,6 +87,14 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     assert "reinforce" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [[], ["vision"]])
+def test_without_a_command_there_is_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    output, complaint = capsys.readouterr()
+    assert "Usage: rlboard" in output
+    assert complaint == ""
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"rlboard {__version__}"

@@ -196,6 +196,22 @@ def test_an_environment_that_does_not_fit_is_refused_before_the_first_event(env_
     assert str(refusal.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("spaces", "hint"),
+    [
+        ({"observation_space": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)}, "flat Box"),
+        ({"action_space": gymnasium.spaces.Discrete(3, start=1)}, "discrete actions"),
+    ],
+)
+def test_images_and_odd_actions_are_refused(
+    endless: str, spaces: dict[str, Any], hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, space in spaces.items():
+        monkeypatch.setattr(Endless, name, space)
+    with pytest.raises(UsageError, match=hint):
+        make_environment(endless)
+
+
 @pytest.mark.parametrize(("env_id", "size", "actions"), [("Acrobot-v1", 6, 3), ("MountainCar-v0", 2, 3)])
 def test_other_environments_learn_too(env_id: str, size: int, actions: int) -> None:
     first, *_, last = train(Config(env_id=env_id, episodes=1, eval_episodes=1))
