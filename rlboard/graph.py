@@ -20,22 +20,22 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.node_def_pb2 import NodeDef
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.versions_pb2 import VersionDef
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
+
+UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 
 Output = tuple[int, int]
 """A tensor's place in the graph: which node made it, and as which of its outputs."""
 
 
 def graph_def(model: nn.Module, inputs: Any) -> GraphDef:
-    """Returns the operators of `model(*inputs)` as a GraphDef, in scopes like `ResNet/Sequential[layer1]/Conv2d[conv1]`.
+    """Returns the operators of `model(*inputs)` in scopes like `ResNet/Sequential[layer1]/BasicBlock[0]/Conv2d[conv1]`.
 
     The pass runs in evaluation mode without gradients and keeps all its activations until it ends. State that a model
     keeps outside its buffers, in plain Python attributes, is not put back.
@@ -48,12 +48,13 @@ def graph_def(model: nn.Module, inputs: Any) -> GraphDef:
         ValueError: the model has lazy parameters, which this pass would initialize.
         Exception: whatever the model raises.
     """
-    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+    if any(isinstance(tensor, UNINITIALIZED) for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("the model has uninitialized lazy parameters: run one batch through it first")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
     arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     named_arguments = inspect.signature(model.forward).bind(*arguments).arguments
     recorder = _Recorder(model)
-    with _undisturbed(model, arguments), recorder.following_modules(), recorder:
+    with _undisturbed(model, arguments), recorder.following_modules(model), recorder:
         for name, tensor in _named_tensors(named_arguments):
             recorder.add_input(name, tensor)
         outputs = model(*arguments)
@@ -68,7 +69,7 @@ def module_tree(model: nn.Module) -> str:
 
 
 def _tree_lines(module: nn.Module, name: str, indent: str) -> Iterator[str]:
-    parameters = sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
+    parameters = sum(parameter.numel() for parameter in module.parameters() if not isinstance(parameter, UNINITIALIZED))
     children = list(module.named_children())
     details = type(module).__name__ if children else f"{type(module).__name__}({module.extra_repr()})"
     yield f"{indent}- **{name}** `{details}` {parameters:,} parameters"
@@ -76,13 +77,13 @@ def _tree_lines(module: nn.Module, name: str, indent: str) -> Iterator[str]:
         yield from _tree_lines(child, child_name, indent + "    ")
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Turns every operator dispatched on this thread into a node."""
 
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[NodeDef] = []
         self.names: set[str] = set()
         self.name_counts: Counter[str] = Counter()
@@ -110,22 +111,23 @@ class _Recorder(TorchDispatchMode):
         return False
 
     @contextlib.contextmanager
-    def following_modules(self) -> Iterator[None]:
-        """Keeps `calls` up to date while modules run."""
-        entering = register_module_forward_pre_hook(self._enter)
-        leaving = register_module_forward_hook(self._leave, always_call=True)
+    def following_modules(self, model: nn.Module) -> Iterator[None]:
+        """Keeps `calls` up to date while the modules of `model` run."""
+        hooks = []
+        for module in model.modules():
+            hooks.append(module.register_forward_pre_hook(self._enter, prepend=True))
+            hooks.append(module.register_forward_hook(self._leave, always_call=True))
         try:
             yield
         finally:
-            entering.remove()
-            leaving.remove()
+            for hook in hooks:
+                hook.remove()
 
     def _enter(self, module: nn.Module, arguments: object) -> None:  # noqa: ARG002  the hook's signature
         if threading.get_ident() != self.thread:
             return
         outer_scope, outer_call = self.calls[-1]
-        scope = self.scopes.get(module, f"{outer_scope}/{type(module).__name__}")
-        call = scope
+        call = scope = self.scopes[module]
         if scope.startswith(outer_scope + "/"):
             call = outer_call + scope.removeprefix(outer_scope)
         self.calls.append((scope, self._unique(call)))
@@ -137,7 +139,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
-        types: object,  # noqa: ARG002
+        types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -228,7 +230,7 @@ def _undisturbed(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[None]
     ]
     mutable = [buffer for _, _, buffer in buffers] + [tensor for _, tensor in _named_tensors(arguments)]
     fast_attention = torch.backends.mha.get_fastpath_enabled()
-    with torch.no_grad(), torch.random.fork_rng(**_generators([*model.parameters(), *mutable])):
+    with torch.no_grad(), torch.random.fork_rng(**_generators([*model.parameters(), *mutable])), _uncompiled():
         saved = [tensor.clone() for tensor in mutable]
         try:
             model.eval()
@@ -242,8 +244,13 @@ def _undisturbed(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[None]
                 if getattr(module, name) is not buffer:
                     setattr(module, name, buffer)
             for tensor, before in zip(mutable, saved, strict=True):
-                if not torch.equal(tensor, before):
+                if not tensor.is_meta and not torch.equal(tensor, before):
                     tensor.copy_(before)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Has compiled functions run as they are written; whoever has compiled any has imported the compiler."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def _generators(tensors: list[Tensor]) -> dict[str, Any]:
