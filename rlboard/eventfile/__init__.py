@@ -15,33 +15,49 @@ so that a file can be read while it grows.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from rlboard.eventfile.read import (
+    Damage,
+    Report,
+    ScalarColumns,
+    Series,
+    follow,
+    read_events,
+    read_scalars,
+    repair,
+    truncate,
+    verify,
+)
 from rlboard.eventfile.write import EventFile, LogWarning
 
 if TYPE_CHECKING:
     from rlboard.eventfile.summary import animation_summary, histogram, histogram_summary, image_summary
 
 __all__ = [
+    "Damage",
     "EventFile",
     "LogWarning",
+    "Report",
+    "ScalarColumns",
+    "Series",
     "animation_summary",
+    "follow",
     "histogram",
     "histogram_summary",
     "image_summary",
+    "read_events",
+    "read_scalars",
+    "repair",
+    "truncate",
+    "verify",
 ]
-
-_MODULES = {
-    "animation_summary": "summary",
-    "histogram": "summary",
-    "histogram_summary": "summary",
-    "image_summary": "summary",
-}
 
 
 def __getattr__(name: str) -> object:
-    """Imports on first use what writing scalars does without: protocol buffers, pictures, compilers."""
-    if name not in _MODULES:
+    """Imports `summary` and with it TensorBoard's protocol buffers when they are wanted: scalars do without."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    from rlboard.eventfile import summary
+
+    return getattr(summary, name)
