@@ -211,8 +211,8 @@ class Writer(SummaryWriter):
         self.events.close()
 
     def _get_file_writer(self) -> _FileWriter:
-        self.file_writer = _FileWriter(self.events)
-        return self.file_writer
+        self.file_writer = writer = _FileWriter(self.events)
+        return writer
 
     def _add_summary(self, summary: Summary, step: Any, wall_time: float | None) -> None:
         self.events.summary(summary, 0 if step is None else step, wall_time)

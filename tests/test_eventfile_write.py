@@ -64,14 +64,28 @@ def is_whole(path: Path) -> bool:
     return sum(16 + len(record) for record in whole_records(path)) == path.stat().st_size
 
 
+def exactly(points: list[Point]) -> list[tuple[str, int, str, float]]:
+    """Returns points that are equal if they print the same value: NaN is itself, and -0.0 is not 0.0."""
+    return [(tag, step, repr(value), wall_time) for tag, step, value, wall_time in points]
+
+
 def as_float32(value: float) -> float:
     with np.errstate(over="ignore"):
         return float(np.float32(value))
 
 
+class Long(str):
+    """A tag of one letter, again and again; hypothesis refuses to print it in full."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Long({self[0]!r} * {len(self)})"
+
+
 TAGS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
-    st.sampled_from(["손실/학습", "🎯/정확도", "a/b//c/", "한" * 3_000 + "x" * 1_000, "y" * 10_000, "nul\0", " "]),
+    st.sampled_from(["손실/학습", "🎯/정확도", "a/b//c/", "nul\0", " ", Long("한" * 3_333), Long("y" * 10_000)]),
 )
 STEPS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(0, 300), st.sampled_from([2**63 - 1, -(2**63), -1]))
 VALUES = st.one_of(
@@ -110,14 +124,14 @@ def test_whatever_is_written_is_read_in_the_same_order(
                 steps, values, wall_times = zip(*rows, strict=True) if rows else ((), (), ())
                 file.scalar_series(tag, steps, values, wall_times)
                 expected.extend((tag, *row[:1], as_float32(row[1]), row[2]) for row in rows)
-    np.testing.assert_equal(points(file.path), expected)  # NaN is equal to NaN here
+    assert exactly(points(file.path)) == exactly(expected)
     assert is_whole(file.path)
     assert file.dropped == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    TAGS,
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
     st.one_of(st.integers(-(2**63), 2**63 - 600), st.integers(-300, 17_000)),
     st.integers(1, 2**50),
     st.booleans(),
@@ -136,7 +150,7 @@ def test_a_long_series_is_what_its_points_are(
     with EventFile(directory) as file:
         file.scalar_series(tag, steps, values, wall_times)
     expected = list(zip([tag] * 600, steps, values.tolist(), wall_times.tolist(), strict=True))
-    np.testing.assert_equal(points(file.path), expected)
+    assert exactly(points(file.path)) == exactly(expected)
     assert is_whole(file.path)
 
 
@@ -210,10 +224,12 @@ def test_what_is_no_number_is_refused(tmp_path: Path, value: Any) -> None:
 
 
 def test_steps_of_any_kind_but_no_more_than_64_bits(tmp_path: Path) -> None:
+    good: list[Any] = [np.int32(-5), np.uint8(200), torch.tensor(300), 7.9, True]
+    bad: list[Any] = [2**63, -(2**63) - 1, math.inf, math.nan, None, "x"]
     with EventFile(tmp_path) as file:
-        for step in (np.int32(-5), np.uint8(200), torch.tensor(300), 7.9, True):
+        for step in good:
             file.scalar("loss", 0.0, step)
-        for step in (2**63, -(2**63) - 1, math.inf, math.nan, None, "x"):
+        for step in bad:
             with pytest.raises((OverflowError, TypeError, ValueError)):
                 file.scalar("loss", 0.0, step)
     assert [point[1] for point in points(file.path)] == [-5, 200, 300, 7, 1]
@@ -236,12 +252,16 @@ def test_messages_and_serialized_events(tmp_path: Path) -> None:
     assert list(whole_events(file.path))[1:] == expected
 
 
-GOLDEN = bytes.fromhex("")
+GOLDEN = bytes.fromhex(
+    "1a00000000000000129bd82d090000000000408f4010001a0d627261696e2e4576656e743a326c6117dd1a0000000000"
+    "0000129bd82d090000000000408f4010012a0d0a0b0a046c6f7373150000003f0729077e1d00000000000000602fdf23"
+    "090000000000001d4010ac022a0f0a0d0a06ec8690ec8ba4150000807f3104b11e2f000000000000006d5d1d50090000"
+    "000000408f4010ffffffffffffffffff012a190a0b0a046c6f7373150000803e0a0a0a03616363150000803fafb5a770"
+)
 
 
 def write_golden(directory: Path, hostname: str) -> bytes:
-    times = iter(range(1_000, 2_000))
-    with EventFile(directory, clock=lambda: float(next(times)), hostname=hostname, flush_seconds=1e9) as file:
+    with EventFile(directory, clock=lambda: 1_000.0, hostname=hostname) as file:
         file.scalar("loss", 0.5, 1)
         file.scalar("손실", math.inf, 300, 7.25)
         file.scalars({"loss": 0.25, "acc": 1.0}, -1)

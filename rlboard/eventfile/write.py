@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from rlboard.eventfile import wire
 
 _BUFFER_BYTES = 1 << 16
-_TICK_SECONDS = 0.5  # half of what may be lost, so that a late wake-up still keeps the promise
+_TICK_SECONDS = 0.25  # a quarter of what may be lost, so that a late wake-up still keeps the promise
 _LOOP_POINTS = 256  # fewer points are written faster one by one than with the tables of `wire`
 _NAME_SECONDS = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 _numbers = itertools.count()
@@ -72,8 +72,9 @@ class EventFile:
         self._summaries: dict[str, bytes] = {}
         self._values: dict[str, bytes] = {}
         # Reentrant, because a signal handler may log, flush or close in the middle of any method. What it
-        # meets is consistent: a record enters the buffer whole (`+=` without a call in it), and what is in
-        # flight is written at `_end` however often that is begun, by a handler or after a KeyboardInterrupt.
+        # meets is consistent: what is in flight is written at `_end`, however often that is begun, by a
+        # handler or after a KeyboardInterrupt, and state changes in assignments without a call in them,
+        # between which Python runs no handler.
         self._lock = threading.RLock()
         self._buffer = bytearray()
         self._in_flight = bytearray()
@@ -81,8 +82,9 @@ class EventFile:
         self._torn = False
         self._warned = False
 
-        first = wire.event(clock(), 0, wire.delimited(wire.FILE_VERSION, b"brain.Event:2"))
-        self._file = _create(Path(directory), int(clock()), hostname or socket.gethostname(), filename_suffix)
+        now = clock()
+        first = wire.event(now, 0, wire.delimited(wire.FILE_VERSION, b"brain.Event:2"))
+        self._file = _create(Path(directory), int(now), hostname or socket.gethostname(), filename_suffix)
         self.path = Path(self._file.name)
         try:
             self._write(first, 0)
@@ -91,7 +93,7 @@ class EventFile:
             self.path.unlink(missing_ok=True)
             raise
         self._end = len(first)
-        self._flush_at = clock() + flush_seconds
+        self._flush_at = now + flush_seconds
         self._unusable = None
         _watch(self)
 
@@ -154,23 +156,19 @@ class EventFile:
         """Write what is buffered; with `sync`, return when it is on the disk."""
         with self._lock:
             trouble = None
-            while self._in_flight or self._buffer:
-                if not self._in_flight:
-                    self._in_flight, self._buffer = self._buffer, bytearray()
-                records, end, failure = self._in_flight, self._end, self._unusable
+            while records := self._take():
+                end, failure = self._end, self._unusable
                 try:
                     if failure is None:
                         self._write(records, end)
                 except OSError as error:
                     failure = error.strerror or repr(error)
-                if self._in_flight is not records:
-                    continue  # a signal handler has flushed meanwhile
-                if failure is None:
-                    self._end, self._in_flight = end + len(records), bytearray()
-                else:
-                    self._in_flight = bytearray()
-                    self.dropped += wire.count_records(records)
-                    trouble = failure
+                empty, lost = bytearray(), 0 if failure is None else wire.count_records(records)
+                end += 0 if lost else len(records)
+                if self._in_flight is records:  # else a signal handler has done it meanwhile
+                    self._in_flight, self._end = empty, end
+                    self.dropped += lost
+                    trouble = failure or trouble
             if self._unusable is None:
                 with contextlib.suppress(OSError):
                     self._mend()
@@ -226,6 +224,13 @@ class EventFile:
             self._buffer += records
             if len(self._buffer) >= _BUFFER_BYTES or self.clock() >= self._flush_at:
                 self.flush()
+
+    def _take(self) -> bytearray:
+        """Returns what is to be written next; it stays in flight until it is."""
+        empty = bytearray()
+        if not self._in_flight:
+            self._in_flight, self._buffer = self._buffer, empty
+        return self._in_flight
 
     def _write(self, records: bytes | bytearray, offset: int) -> None:
         descriptor = self._file.fileno()
@@ -298,7 +303,7 @@ def _watch(file: EventFile) -> None:
 
 
 def _tick() -> None:
-    """Write what is buffered, twice a second.
+    """Write what is buffered, four times a second.
 
     Adding looks at the time as well, but a loop that logs in bursts, say once an epoch, would leave the end
     of each burst in memory until the next. This thread encodes nothing: it costs the training thread one
