@@ -54,8 +54,8 @@ def _logged_steps(directory: Path, _: str) -> float:
 
 
 def benchmarks(quick: bool) -> list[Benchmark]:
-    short, long = (20, 20) if quick else (1_000, 2_000)
-    warm_up = 5
+    short, long = (5, 20) if quick else (500, 1_000)
+    warm_up = 2
     return [
         Benchmark(
             "training",

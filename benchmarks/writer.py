@@ -7,6 +7,7 @@ thread` is the part of it that holds up training: the calls themselves, without 
 """
 
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -148,24 +149,37 @@ def graph(model: str, fast_path: bool) -> Write:
     return write
 
 
-def loop(library: str, metrics: int, steps: int, spins: int) -> Measurement:
-    """A loop whose step is `spins` turns of plain Python and then logs `metrics` scalars; no library, no logging."""
-    writer = LIBRARIES[library](tempfile.mkdtemp(dir=".")) if library else None
+def loop(library: str, metrics: int, blocks: int, steps: int, turns: int) -> Measurement:
+    """Blocks of `steps` steps of `turns` turns of plain Python that log `metrics` scalars each, and as many that log nothing.
+
+    They alternate, because a tenth of a step is less than what the speed of a shared machine varies by in a second.
+    """
+    writer = LIBRARIES[library](tempfile.mkdtemp(dir="."))
     values = dict(list(METRICS.items())[:metrics])
-    watch = Stopwatch()
-    for step in range(steps):
-        _spin(spins)
-        if writer is None:
-            continue
-        if library == "rlboard" and metrics > 1:
-            writer.log(step, values)
-        else:
-            for tag, value in values.items():
-                writer.add_scalar(tag, value, step)
-    watch.lap()
-    if writer is not None:
-        writer.close()
-    return watch.stop(work=steps)
+    at_once = library == "rlboard" and metrics > 1
+    logging, overheads = [], []
+    for block in range(blocks):
+        watch = Stopwatch()
+        for _ in range(steps):
+            _spin(turns)
+        silent = watch.stop(work=steps)
+
+        watch = Stopwatch()
+        for step in range(block * steps, (block + 1) * steps):
+            _spin(turns)
+            if at_once:
+                writer.log(step, values)
+            else:
+                for tag, value in values.items():
+                    writer.add_scalar(tag, value, step)
+        watch.lap()
+        writer.flush()
+        logging.append(watch.stop(work=steps))
+        overheads.append(logging[-1].cost / silent.cost - 1)
+    writer.close()
+    median = sorted(logging, key=lambda measurement: measurement.cost)[blocks // 2]
+    median.extra["overhead %"] = 100 * statistics.median(overheads)
+    return median
 
 
 def _spin(turns: int) -> float:
@@ -176,7 +190,7 @@ def _spin(turns: int) -> float:
     return x
 
 
-def spins_in(seconds: float) -> int:
+def turns_in(seconds: float) -> int:
     """How many turns of `_spin` take `seconds` of CPU time on this machine, at its best."""
     turns, best = 1_000, math.inf
     for _ in range(2_000):
@@ -190,7 +204,7 @@ def contender(
     library: str, prepare: Callable[..., Write], count: int, *arguments: int, bytes_each: int = 0, name: str = ""
 ) -> Function:
     """`library` writing `prepare(count, *arguments)`, warmed up by a few of the same."""
-    few = 20
+    few = 10  # at least the ten of a step
     return Function(
         name or library,
         partial(measure, library, partial(prepare, count, *arguments), count, bytes_each),
@@ -205,8 +219,8 @@ def first_graph(name: str, library: str, model: str, fast_path: bool = True) -> 
 
 def benchmarks(quick: bool) -> list[Benchmark]:
     many, few, size, points, width = (200, 2, 1_000, 50, 8) if quick else (50_000, 50, 1_000_000, 10_000, 512)
-    bulk, loop_steps = (1_000, 500) if quick else (5_000_000, 50_000)
-    spins = spins_in(20e-6)
+    bulk, blocks, steps = (1_000, 2, 200) if quick else (5_000_000, 20, 2_000)
+    turns = turns_in(20e-6)
     chosen = [
         Benchmark(
             "scalars",
@@ -280,13 +294,13 @@ def benchmarks(quick: bool) -> list[Benchmark]:
             "step",
             [
                 Function(
-                    library or "no logging",
-                    partial(loop, library, metrics, loop_steps, spins),
-                    partial(loop, library, metrics, 100, spins),
+                    library,
+                    partial(loop, library, metrics, blocks, steps, turns),
+                    partial(loop, library, metrics, 1, 100, turns),
                 )
-                for library in ("", *LIBRARIES)
+                for library in LIBRARIES
             ],
-            f"{loop_steps:,} steps of 20 µs, each logging {metrics} scalar{'s' * (metrics > 1)}",
+            f"steps of 20 µs, each logging {metrics} scalar{'s' * (metrics > 1)}; overhead over equal steps without",
         )
         for metrics in (1, 5)
     ]

@@ -16,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard._utils import convert_to_HWC
 
-from rlboard.eventfile import EventFile, LogWarning
+from rlboard.eventfile import EventFile, LogWarning, animation_summary, histogram, image_summary
+from rlboard.graph import graph_def, module_tree
+from rlboard.projector import write_embedding
 
 
 def open_writer(directory: Path, **options: Any) -> Writer:
@@ -57,7 +60,7 @@ class Writer(SummaryWriter):
         tag: str,
         scalar_value: Any,
         global_step: Any = None,
-        walltime: float | None = None,
+        walltime: Any = None,
         new_style: bool = False,
         double_precision: bool = False,
     ) -> None:
@@ -85,7 +88,7 @@ class Writer(SummaryWriter):
         )
 
     def add_scalars(
-        self, main_tag: str, tag_scalar_dict: Mapping[str, Any], global_step: Any = None, walltime: float | None = None
+        self, main_tag: str, tag_scalar_dict: Mapping[str, Any], global_step: Any = None, walltime: Any = None
     ) -> None:
         for tag, value in tag_scalar_dict.items():
             self.add_scalar(f"{main_tag}/{tag}", value, global_step, walltime)
@@ -96,46 +99,30 @@ class Writer(SummaryWriter):
         values: Any,
         global_step: Any = None,
         bins: Any = "tensorflow",
-        walltime: float | None = None,
+        walltime: Any = None,
         max_bins: int | None = None,
     ) -> None:
         if isinstance(bins, str) and bins == "tensorflow":
-            from rlboard.eventfile import histogram
-
             histo = histogram(_array(values)) if max_bins is None else histogram(_array(values), max_bins)
-            self._add_summary(Summary(value=[Summary.Value(tag=tag, histo=histo)]), global_step, walltime)
+            self.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, histo=histo)]), global_step, walltime)
         else:
             super().add_histogram(tag, values, global_step, bins, walltime, max_bins)
 
     def add_image(
-        self,
-        tag: str,
-        img_tensor: Any,
-        global_step: Any = None,
-        walltime: float | None = None,
-        dataformats: str = "CHW",
+        self, tag: str, img_tensor: Any, global_step: Any = None, walltime: Any = None, dataformats: str = "CHW"
     ) -> None:
-        from rlboard.eventfile import image_summary
-
         image = convert_to_HWC(_pixels(img_tensor), dataformats)  # type: ignore[no-untyped-call]
-        self._add_summary(image_summary(tag, image), global_step, walltime)
+        self.file_writer.add_summary(image_summary(tag, image), global_step, walltime)
 
     def add_images(
-        self,
-        tag: str,
-        img_tensor: Any,
-        global_step: Any = None,
-        walltime: float | None = None,
-        dataformats: str = "NCHW",
+        self, tag: str, img_tensor: Any, global_step: Any = None, walltime: Any = None, dataformats: str = "NCHW"
     ) -> None:
         self.add_image(tag, img_tensor, global_step, walltime, dataformats)
 
     def add_video(
-        self, tag: str, vid_tensor: Any, global_step: Any = None, fps: float = 4, walltime: float | None = None
+        self, tag: str, vid_tensor: Any, global_step: Any = None, fps: float = 4, walltime: Any = None
     ) -> None:
-        from rlboard.eventfile import animation_summary
-
-        self._add_summary(animation_summary(tag, _tiled(_pixels(vid_tensor)), fps), global_step, walltime)
+        self.file_writer.add_summary(animation_summary(tag, _tiled(_pixels(vid_tensor)), fps), global_step, walltime)
 
     def add_embedding(
         self,
@@ -146,22 +133,11 @@ class Writer(SummaryWriter):
         tag: str = "default",
         metadata_header: Any = None,
     ) -> None:
-        from rlboard.projector import write_embedding
-
-        write_embedding(
-            Path(self.log_dir),
-            mat,
-            metadata=metadata,
-            metadata_header=metadata_header,
-            label_img=label_img,
-            tag=tag,
-            step=0 if global_step is None else int(global_step),
-        )
+        directory, step = Path(self.log_dir), 0 if global_step is None else int(global_step)
+        write_embedding(directory, mat, metadata, metadata_header, label_img, tag, step)
 
     def add_graph(self, model: Any, input_to_model: Any = None, *_: Any, **__: Any) -> None:
         """Adds the operators of `model(*input_to_model)`, or its modules as text if they cannot be found."""
-        from rlboard.graph import graph_def, module_tree
-
         name = type(model).__name__
         try:
             definition = graph_def(model, input_to_model)
@@ -170,7 +146,7 @@ class Writer(SummaryWriter):
             self.add_text(f"{name}/tree", f"{reason}\n\n{module_tree(model)}")
             self._warn(name, f"{reason}; its modules are in the Text tab")
         else:
-            self._get_file_writer().add_event(Event(graph_def=definition.SerializeToString()))
+            self.file_writer.add_event(Event(graph_def=definition.SerializeToString(deterministic=True)))
 
     def add_hparams(
         self,
@@ -186,19 +162,21 @@ class Writer(SummaryWriter):
 
     def start_session(self, hparams: Mapping[str, Any]) -> None:
         """Adds the run's hyperparameters for the HParams tab; its metrics are the last values of the run's scalars."""
+        if self._session_is_open:
+            raise ValueError("the run has its hyperparameters: TensorBoard shows the first ones only")
         start = plugin_data_pb2.SessionStartInfo(start_time_secs=self.events.clock())
         for name, value in hparams.items():
             plain = _hyperparameter(value)
             kind = {bool: "bool_value", float: "number_value", str: "string_value"}[type(plain)]
             setattr(start.hparams[str(name)], kind, plain)
-        self._add_session(metadata.SESSION_START_INFO_TAG, session_start_info=start)
+        self._add_session(hparams_metadata.SESSION_START_INFO_TAG, session_start_info=start)
         self._session_is_open = True
 
     def end_session(self, success: bool) -> None:
         """Adds how the run ended for the HParams tab; `close` does so if nobody has."""
         status = api_pb2.STATUS_SUCCESS if success else api_pb2.STATUS_FAILURE
         end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=self.events.clock())
-        self._add_session(metadata.SESSION_END_INFO_TAG, session_end_info=end)
+        self._add_session(hparams_metadata.SESSION_END_INFO_TAG, session_end_info=end)
         self._session_is_open = False
 
     def flush(self) -> None:
@@ -214,12 +192,9 @@ class Writer(SummaryWriter):
         self.file_writer = writer = _FileWriter(self.events)
         return writer
 
-    def _add_summary(self, summary: Summary, step: Any, wall_time: float | None) -> None:
-        self.events.summary(summary, 0 if step is None else step, wall_time)
-
     def _add_session(self, tag: str, **info: Any) -> None:
-        data = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**info))
-        value = Summary.Value(tag=tag, metadata=data, tensor=metadata.NULL_TENSOR)
+        data = hparams_metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**info))
+        value = Summary.Value(tag=tag, metadata=data, tensor=hparams_metadata.NULL_TENSOR)
         self.events.summary(Summary(value=[value]))
 
     def _drop(self, method: str, tag: Any, error: Exception) -> None:
@@ -241,16 +216,16 @@ class _FileWriter:
     def get_logdir(self) -> str:
         return str(self.events.path.parent)
 
-    def add_event(self, event: Event, step: Any = None, walltime: float | None = None) -> None:
+    def add_event(self, event: Event, step: Any = None, walltime: Any = None) -> None:
         event.wall_time = self.events.clock() if walltime is None else walltime
         if step is not None:
             event.step = int(step)
         self.events.event(event)
 
-    def add_summary(self, summary: Summary, global_step: Any = None, walltime: float | None = None) -> None:
+    def add_summary(self, summary: Summary, global_step: Any = None, walltime: Any = None) -> None:
         self.events.summary(summary, 0 if global_step is None else global_step, walltime)
 
-    def add_onnx_graph(self, graph: Any, walltime: float | None = None) -> None:
+    def add_onnx_graph(self, graph: Any, walltime: Any = None) -> None:
         self.add_event(Event(graph_def=graph.SerializeToString()), walltime=walltime)
 
 
@@ -295,11 +270,13 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _pixels(values: Any) -> NDArray[np.uint8]:
-    """Floats from 0 to 1, or bytes, as bytes."""
+    """Colours as bytes: floats are from 0 to 1, integers from 0 to 255; NaN is black."""
     array = _array(values)
     if array.dtype == np.uint8:
         return array
-    return (array.astype(np.float32) * 255).clip(0, 255).astype(np.uint8)
+    if array.dtype.kind not in "iu":
+        array = np.fmax(array.astype(np.float32) * 255, 0)
+    return array.clip(0, 255).astype(np.uint8)
 
 
 def _tiled(videos: NDArray[np.uint8]) -> NDArray[np.uint8]:

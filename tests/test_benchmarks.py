@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks import reinforce, writer
+from benchmarks import reader, reinforce, writer
 from benchmarks.harness import (
     Benchmark,
     Command,
@@ -226,33 +227,33 @@ def test_machine_line_and_json_name_the_versions() -> None:
     assert as_json([])["machine"] == machine()
 
 
-def test_names_of_benchmarks_and_contenders_are_unique() -> None:
-    for module in (reinforce, writer):
+def test_names_are_unique() -> None:
+    for module in (reader, reinforce, writer):
         benchmarks = module.benchmarks(True)
-        names = [benchmark.name for benchmark in benchmarks]
-        assert len(set(names)) == len(names)
-        for benchmark in benchmarks:
-            contenders = [contender.name for contender in benchmark.contenders]
-            assert len(set(contenders)) == len(contenders)
+        for names in (
+            [benchmark.name for benchmark in benchmarks],
+            *([contender.name for contender in benchmark.contenders] for benchmark in benchmarks),
+        ):
+            assert len(set(names)) == len(names)
 
 
-LIGHT = ["training", "scalars", "ten-scalars", "series", "images", "histograms", "embedding", "loop-1", "loop-5"]
-HEAVY = ["command", "graph-resnet18", "graph-vit"]
+HEAVY = {"command", "graph-resnet18", "graph-vit", "start"}
+EVERY_BENCHMARK = [
+    pytest.param(
+        module.benchmarks,
+        benchmark.name,
+        marks=[pytest.mark.slow] if benchmark.name in HEAVY else [],
+        id=benchmark.name,
+    )
+    for module in (reader, reinforce, writer)
+    for benchmark in module.benchmarks(True)
+]
 
 
-@pytest.mark.parametrize("name", [*LIGHT, *(pytest.param(name, marks=pytest.mark.slow) for name in HEAVY)])
-def test_smoke(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = reinforce if name in ("training", "command") else writer
-    assert main(module.benchmarks, ["--quick", "--only", name]) == 0
+@pytest.mark.parametrize(("benchmarks", "name"), EVERY_BENCHMARK)
+def test_smoke(benchmarks: Callable[[bool], list[Benchmark]], name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(benchmarks, ["--quick", "--only", name]) == 0
     table = capsys.readouterr().out
     assert f"**{name}**" in table
-    failures = [line for line in table.splitlines() if "failed" in line]
-    if name == "graph-vit":  # torch.jit cannot trace the fast path of attention
-        assert [line[: len("| torch |")] for line in failures] == ["| torch |"]
-    else:
-        assert failures == []
-
-
-def test_smoke_covers_every_benchmark() -> None:
-    benchmarks = reinforce.benchmarks(True) + writer.benchmarks(True)
-    assert sorted(LIGHT + HEAVY) == sorted(benchmark.name for benchmark in benchmarks)
+    failed = [line.split("|")[1].strip() for line in table.splitlines() if "failed" in line]
+    assert failed == (["torch"] if name == "graph-vit" else [])  # torch.jit cannot trace attention's fast path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import subprocess
@@ -305,13 +306,15 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         EventFile(tmp_path / "file" / "run")
 
 
-def test_threads_share_a_file(tmp_path: Path) -> None:
+def test_threads_share_a_file(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(functools.partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
     with EventFile(tmp_path) as file:
 
         def log(tag: str) -> None:
             for step in range(1_000):
                 file.scalar(tag, step, step)
-                if step % 100 == 0:
+                if step % 10 == 0:
                     file.flush()
             file.scalar_series(tag, range(1_000, 2_000), range(1_000, 2_000))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
@@ -287,6 +288,15 @@ def test_tensors_from_elsewhere_are_constants() -> None:
     assert list(nodes["Function/add"].input) == ["input/arguments/0", "Function/constant"]
 
 
+def test_tensors_that_are_gone_are_not_taken_for_later_ones() -> None:
+    def forward(_: Function, x: Tensor) -> Tensor:
+        for step in range(20):
+            x = x + torch.from_numpy(np.full(3, step, np.float32))
+        return x
+
+    assert operators(checked(graph_def(Function(forward), torch.zeros(3))))["Const"] == 20
+
+
 def test_the_graph_is_the_same_every_time() -> None:
     make, inputs = MODELS["cnn"]
     first, second = (graph_def(make(), inputs).SerializeToString(deterministic=True) for _ in range(2))
@@ -420,10 +430,17 @@ def test_compiled_modules_are_shown_as_they_are_written() -> None:
     inner(torch.zeros(1, 3))
     nodes = checked(graph_def(inner, torch.zeros(1, 3)))  # type: ignore[arg-type]
     assert "Sequential/Linear[0]/addmm" in nodes
-    outer = nn.Sequential(nn.Tanh())
-    outer.compile(backend="eager")
-    outer(torch.zeros(1, 3))
-    assert "Sequential/Tanh[0]/tanh" in checked(graph_def(outer, torch.zeros(1, 3)))
+
+
+def test_nothing_is_compiled_for_the_graph() -> None:
+    model = nn.Sequential(nn.Tanh())
+    model.compile(backend="eager")
+    counters = pytest.importorskip("torch._dynamo.utils").counters
+    counters.clear()
+    assert "Sequential/Tanh[0]/tanh" in checked(graph_def(model, torch.zeros(1, 3)))
+    assert not counters["frames"]
+    model(torch.zeros(1, 3))
+    assert counters["frames"], "afterwards it is compiled as before"
 
 
 def test_a_model_without_data_can_be_drawn() -> None:

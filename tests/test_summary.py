@@ -21,7 +21,7 @@ from tensorboard.plugins.distribution.compressor import compress_histogram_proto
 from tensorboard.util import tensor_util
 
 from rlboard.eventfile import EventFile, animation_summary, histogram, histogram_summary, image_summary
-from rlboard.eventfile.summary import LARGE, NARROW
+from rlboard.eventfile.summary import LARGE, NARROW, _compiled
 from tests.browser import chromium, tensorboard
 
 RANDOM = np.random.default_rng(0)
@@ -100,6 +100,17 @@ def test_numba_and_numpy_count_alike(name: str, monkeypatch: pytest.MonkeyPatch)
     assert (compiled.min, compiled.max) == (interpreted.min, interpreted.max)
     assert compiled.sum == pytest.approx(interpreted.sum, abs=1e-9 * interpreted.sum_squares)
     assert compiled.sum_squares == pytest.approx(interpreted.sum_squares, rel=1e-12)
+
+
+def test_without_numba_numpy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = DISTRIBUTIONS["normal, large enough for numba"]
+    expected = histogram(values)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    _compiled.cache_clear()
+    try:
+        assert histogram(values).bucket == expected.bucket
+    finally:
+        _compiled.cache_clear()
 
 
 FLOATS = st.sampled_from([np.float16, np.float32, np.float64]).flatmap(

@@ -141,11 +141,15 @@ def test_pixels_are_kept(writer: Writer) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     writer.add_image("bytes", pixels, dataformats="HWC")
     writer.add_image("floats", torch.from_numpy(pixels / 255.0).permute(2, 0, 1).bfloat16())
+    writer.add_image("integers", pixels.astype(np.int64), dataformats="HWC")
+    writer.add_image("out of range", np.array([[-1.0, 2.0, np.nan, np.inf]]), dataformats="HW")
     writer.add_image("grey", pixels[..., 0], dataformats="HW")
     writer.add_images("grid", pixels[None].repeat(3, 0), dataformats="NHWC")
     accumulator = accumulated(writer)
     np.testing.assert_array_equal(np.asarray(image_of(accumulator, "bytes")), pixels)
     assert np.abs(np.asarray(image_of(accumulator, "floats"), int) - pixels).max() <= 2
+    np.testing.assert_array_equal(np.asarray(image_of(accumulator, "integers")), pixels)
+    assert np.asarray(image_of(accumulator, "out of range").convert("L")).tolist() == [[0, 255, 0, 255]]
     np.testing.assert_array_equal(np.asarray(image_of(accumulator, "grey").convert("L")), pixels[..., 0])
     np.testing.assert_array_equal(np.asarray(image_of(accumulator, "grid")), np.concatenate([pixels] * 3, axis=1))
 
@@ -259,6 +263,18 @@ def test_hyperparameters_keep_their_types(writer: Writer) -> None:
         ("hparam/loss", 4, 0.5),
     ]
     assert [path.name for path in Path(writer.log_dir).iterdir()] == [writer.events.path.name]
+
+
+def test_only_the_first_hyperparameters_of_a_run_count(writer: Writer) -> None:
+    writer.add_hparams({"lr": 0.1}, {"score": 1.0})
+    with pytest.warns(LogWarning, match="has its hyperparameters"):
+        writer.add_hparams({"lr": 0.2}, {"score": 2.0}, global_step=1)
+    writer.close()
+    assert sessions(writer)[0].session_start_info.hparams["lr"].number_value == 0.1
+    assert [point[:3] for point in points(writer.events.path) if point[0] == "score"] == [
+        ("score", 0, 1.0),
+        ("score", 1, 2.0),
+    ]
 
 
 def test_a_session_ends_as_the_run_does(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def steps(directory: Path, tag: str = "loss") -> list[int]:
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(5)", -signal.SIGINT),
         pytest.param("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)", -signal.SIGTERM, marks=posix),
         ("del file", 0),
+        ("import ctypes; ctypes.pythonapi.Py_IncRef(ctypes.py_object(file))", 0),  # never deleted
         ("import atexit; atexit.register(log, range(1000, 1001)); sys.exit()", 0),
     ],
 )
@@ -204,6 +205,27 @@ def test_a_handler_may_log_and_flush_in_the_middle_of_anything(tmp_path: Path) -
     logged = steps(tmp_path)
     assert logged == sorted(set(logged))  # an interrupted call may not have added its record, but never two
     assert len(logged) > 15_000 - handled // 10 - 2
+
+
+@posix
+def test_a_handler_may_close_in_the_middle_of_anything(tmp_path: Path) -> None:
+    code = """
+        for round in range(50):
+            file = EventFile(sys.argv[1] + f"/{round:02}")
+            signal.signal(signal.SIGALRM, lambda number, frame: file.close())
+            signal.setitimer(signal.ITIMER_REAL, 0.001 + round * 1e-5)
+            added = 0
+            while not file.dropped:
+                log([added])
+                added += 1
+                file.flush()
+            print(added - file.dropped, file=sys.stderr)
+    """
+    returncode, stderr = finish(tmp_path, code, "-W", "ignore")
+    assert returncode == 0, stderr
+    paths = sorted(tmp_path.glob("*/events*"))
+    assert [len(points(path)) for path in paths] == [int(line) for line in stderr.split()]
+    assert all(map(is_whole, paths))
 
 
 @posix

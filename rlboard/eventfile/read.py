@@ -459,7 +459,7 @@ class _Records:
         """The payloads in `data`, and how many bytes from the new offset on are needed to go on: 0 at the end."""
         base, end = self._offset, len(data)
         view = loops.data(data)
-        payloads = np.empty((2, min(end, WINDOW_BYTES) // scan.FRAME_BYTES), np.int64)
+        payloads = np.empty((2, 1 + min(end, WINDOW_BYTES) // scan.FRAME_BYTES), np.int64)
         at = count = 0
         while True:
             if self._searching:

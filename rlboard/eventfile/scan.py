@@ -10,6 +10,7 @@ it, and a position of -1 means malformed. No length is believed before it was co
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -526,10 +527,11 @@ PLAIN = Loops(frame_records, find_header, parse_scalars, label_rows, lambda data
 
 @functools.cache
 def compiled() -> Loops:
-    """The compiled loops, from numba's cache after the first time on a machine; PLAIN where there can be none."""
+    """The compiled loops, from numba's cache after the first time on a machine; PLAIN, and a warning, if it fails."""
     try:
         return _compile()
-    except (ImportError, RuntimeError, OSError):  # no numba; nowhere to keep its cache; no room there
+    except Exception as error:  # noqa: BLE001 - no numba, no place for its cache, a cache broken by a power failure
+        warnings.warn(f"event files are read without numba, and slowly: {error}", RuntimeWarning, stacklevel=2)
         return PLAIN
 
 
@@ -621,12 +623,14 @@ def _twins() -> dict[Callable[..., Any], Callable[..., Any]]:
             if tag < 0:
                 break
             first = load64(bounds, 8 * tag)
-            same = load64(bounds, 8 * tag + 8) - first == stop - start
-            index = 0
-            while same and index < stop - start:
-                same = load8(characters, first + index) == load8(data, start + index)
+            if load64(bounds, 8 * tag + 8) - first != stop - start:
+                continue
+            index = start
+            while stop - index >= 8 and load64(characters, first + index - start) == load64(data, index):
+                index += 8
+            while index < stop and load8(characters, first + index - start) == load8(data, index):
                 index += 1
-            if same:
+            if index == stop:
                 return tag
         return -1
 

@@ -118,11 +118,11 @@ def _occupied_bins(flat: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     bits = flat.view(f"u{flat.itemsize}")
     shift = _shift(flat.dtype)
     sign = 1 << (8 * flat.itemsize - 1 - shift)
-    if flat.size < LARGE:
-        table = np.bincount((bits >> shift).astype(np.intp), minlength=2 * sign)
-    else:
+    if loops := _loops(flat):
         table = np.zeros(2 * sign, np.intp)
-        _kernels().count(bits, bits.dtype.type(shift), table)
+        loops.count(bits, bits.dtype.type(shift), table)
+    else:
+        table = np.bincount((bits >> shift).astype(np.intp), minlength=2 * sign)
     ascending = np.concatenate([table[: sign - 1 : -1], table[:sign]])
     places = np.flatnonzero(ascending != 0)
     return places - sign, ascending[places]
@@ -140,34 +140,44 @@ def _equal_bins(flat: Floats, low: float, high: float) -> tuple[NDArray[np.float
     width = (high - low) / NARROW
     if width < np.finfo(np.float64).tiny:  # nothing, or too little to divide by
         return np.array([low, high]), np.array([0.0, flat.size])
-    if flat.size < LARGE:
+    if loops := _loops(flat):
+        table = np.zeros(NARROW, np.intp)
+        loops.count_equal(flat, low, 1 / width, table)
+    else:
         places = ((flat - np.float64(low)) * (1 / width)).astype(np.intp)
         table = np.bincount(np.minimum(places, NARROW - 1), minlength=NARROW)
-    else:
-        table = np.zeros(NARROW, np.intp)
-        _kernels().count_equal(flat, low, 1 / width, table)
     return np.linspace(low, high, NARROW + 1), np.concatenate([[0.0], table])
 
 
 def _sums(flat: Floats) -> tuple[float, float]:
     """Returns the sum and the sum of squares."""
-    if flat.size < LARGE:
-        with np.errstate(over="ignore"):
-            return float(flat.sum(dtype=np.float64)), float(np.square(flat, dtype=np.float64).sum())
-    total, squares = _kernels().sums(flat)
-    return float(total), float(squares)
+    if loops := _loops(flat):
+        total, squares = loops.sums(flat)
+        return float(total), float(squares)
+    with np.errstate(over="ignore"):
+        return float(flat.sum(dtype=np.float64)), float(np.square(flat, dtype=np.float64).sum())
+
+
+def _loops(flat: Floats) -> SimpleNamespace | None:
+    """Returns the compiled passes over an array that is worth them, if there are any."""
+    return _compiled() if flat.size >= LARGE else None
 
 
 @cache
-def _kernels() -> SimpleNamespace:
-    """Returns the passes over a large array, compiled the first time and kept on the disk by Numba."""
-    from numba import njit
+def _compiled() -> SimpleNamespace | None:
+    """Returns the passes over an array as Numba compiles them; after the first time on a machine, from its cache."""
+    try:
+        from numba import config, njit
 
-    return SimpleNamespace(
-        count=njit(cache=True)(_count),
-        count_equal=njit(cache=True)(_count_equal),
-        sums=njit(cache=True, fastmath=True)(_sum),
-    )
+        if config.DISABLE_JIT:  # type: ignore[attr-defined]
+            return None
+        return SimpleNamespace(
+            count=njit(cache=True)(_count),
+            count_equal=njit(cache=True)(_count_equal),
+            sums=njit(cache=True, fastmath=True)(_sum),
+        )
+    except (ImportError, RuntimeError):  # no Numba, or no place for its cache
+        return None
 
 
 def _count(bits: NDArray[np.unsignedinteger[Any]], shift: Any, table: NDArray[np.intp]) -> None:

@@ -83,7 +83,7 @@ def frame(data: bytes) -> bytes:
     return _headers[len(data)] + data + _pack_uint32(masked_crc32c(data))
 
 
-def count_records(records: bytes | bytearray) -> int:
+def count_records(records: bytes) -> int:
     """How many whole records follow one another in `records`."""
     count = offset = 0
     while offset < len(records):

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 from rlboard.eventfile import wire
 
 _BUFFER_BYTES = 1 << 16
+_BUFFER_RECORDS = 1024  # of scalars: as many bytes
 _TICK_SECONDS = 0.25  # a quarter of what may be lost, so that a late wake-up still keeps the promise
 _LOOP_POINTS = 256  # fewer points are written faster one by one than with the tables of `wire`
 _NAME_SECONDS = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
@@ -39,9 +40,9 @@ class LogWarning(RuntimeWarning):
 class EventFile:
     """Writes TensorBoard events to one new file in `directory`, in the order of the calls.
 
-    Events are encoded at once into a buffer, which is written when it holds 64 KiB, when the previous write
-    is `flush_seconds` old, and in any case within a second (see `_tick`): a run killed with SIGKILL loses at
-    most its last second. `close` and `flush(sync=True)` also force the file to the disk. Files are closed at
+    Events are encoded at once and wait in memory until they are about 64 KiB, the previous write is
+    `flush_seconds` old, or a tick comes (see `_tick`): a run killed with SIGKILL loses less than its last
+    second. `close` and `flush(sync=True)` also force the file to the disk. Files are closed at
     exit, and flushed on SIGTERM unless the program handles it (see `_on_sigterm`). All methods may be called
     from any thread. After a fork the file belongs to the parent: what the child adds is dropped.
 
@@ -71,14 +72,13 @@ class EventFile:
         self._flush_seconds = flush_seconds
         self._summaries: dict[str, bytes] = {}
         self._values: dict[str, bytes] = {}
-        # Reentrant, because a signal handler may log, flush or close in the middle of any method. What it
-        # meets is consistent: what is in flight is written at `_end`, however often that is begun, by a
-        # handler or after a KeyboardInterrupt, and state changes in assignments without a call in them,
-        # between which Python runs no handler.
+        # Adding takes no lock: threads append to the list, which is atomic, and only `flush` takes from it.
+        # The lock is reentrant, because a signal handler may log, flush or close in the middle of anything.
+        # Records stay in the list until they are written at `_end`, however often that is begun.
+        self._records: list[bytes] = []
         self._lock = threading.RLock()
-        self._buffer = bytearray()
-        self._in_flight = bytearray()
         self._end = 0
+        self._flushes = 0
         self._torn = False
         self._warned = False
 
@@ -98,7 +98,7 @@ class EventFile:
         _watch(self)
 
     def scalar(self, tag: str, value: Any, step: Any, wall_time: float | None = None) -> None:
-        """Add one number: anything float() takes, or an array or tensor of one element on any device.
+        """Adds one number: anything float() takes, or an array or tensor of one element on any device.
 
         TensorBoard keeps float32: what is beyond its range becomes infinite. `step` is a 64-bit integer.
         """
@@ -109,7 +109,7 @@ class EventFile:
         self._add(summary + wire.float32(value), step, wall_time)
 
     def scalars(self, values: Mapping[str, Any], step: Any, wall_time: float | None = None) -> None:
-        """Add the numbers of one step, by tag, as a single event: a third of the cost, and less to read."""
+        """Adds the numbers of one step, by tag, as a single event: a quarter of the cost, and less to read."""
         if not values:
             return
         parts = []
@@ -123,7 +123,7 @@ class EventFile:
         self._add(wire.delimited(wire.SUMMARY, b"".join(parts)), step, wall_time)
 
     def scalar_series(self, tag: str, steps: ArrayLike, values: ArrayLike, wall_times: ArrayLike | None = None) -> None:
-        """Add many points of one tag: `steps` int (N), `values` float (N), `wall_times` seconds, (N) or one."""
+        """Adds many points of one tag: `steps` int (N), `values` float (N), `wall_times` seconds, (N) or one."""
         step_array = np.asarray(steps)
         if step_array.size == 0:
             return
@@ -145,28 +145,37 @@ class EventFile:
             self._append(records)
 
     def summary(self, summary: Any, step: Any = 0, wall_time: float | None = None) -> None:
-        """Add a tensorboard Summary message."""
-        self._add(wire.delimited(wire.SUMMARY, summary.SerializeToString()), step, wall_time)
+        """Adds a tensorboard Summary message."""
+        field = wire.delimited(wire.SUMMARY, summary.SerializeToString())
+        self._append(wire.event(self.clock() if wall_time is None else wall_time, step, field))
 
     def event(self, event: Any) -> None:
-        """Add a whole tensorboard Event, as a message or serialized."""
+        """Adds a whole tensorboard Event, as a message or serialized."""
         self._append(wire.frame(event if isinstance(event, bytes) else event.SerializeToString()))
 
     def flush(self, sync: bool = False) -> None:
-        """Write what is buffered; with `sync`, return when it is on the disk."""
+        """Writes what is buffered; with `sync`, returns when it is on the disk."""
         with self._lock:
             trouble = None
-            while records := self._take():
-                end, failure = self._end, self._unusable
+            while count := len(self._records):
+                flushes, end, failure = self._flushes, self._end, self._unusable
+                records = b"".join(self._records[:count])
                 try:
                     if failure is None:
                         self._write(records, end)
                 except OSError as error:
                     failure = error.strerror or repr(error)
-                empty, lost = bytearray(), 0 if failure is None else wire.count_records(records)
-                end += 0 if lost else len(records)
-                if self._in_flight is records:  # else a signal handler has done it meanwhile
-                    self._in_flight, self._end = empty, end
+                except ValueError as error:  # a signal handler has closed the file
+                    failure = str(error)
+                if failure is None:
+                    end, lost = end + len(records), 0
+                else:
+                    lost = wire.count_records(records)
+                if self._flushes == flushes:  # else a signal handler has done it
+                    # Python runs no handler in here, as there is no call.
+                    del self._records[:count]
+                    self._end = end
+                    self._flushes += 1
                     self.dropped += lost
                     trouble = failure or trouble
             if self._unusable is None:
@@ -184,13 +193,13 @@ class EventFile:
                 warnings.warn(message, LogWarning, stacklevel=3)
 
     def tell(self) -> int:
-        """Force the file to the disk and return its length: a place to truncate to when the run is resumed."""
+        """Forces the file to the disk and returns its length: a place to truncate to when the run is resumed."""
         with self._lock:
             self.flush(sync=True)
             return self._end
 
     def close(self) -> None:
-        """Force the file to the disk and close it. Later events are dropped and counted, with one warning."""
+        """Forces the file to the disk and closes it. Later events are dropped and counted, with one warning."""
         if self._unusable is not None:
             return
         with self._lock:
@@ -211,49 +220,38 @@ class EventFile:
         self.close()
 
     def _add(self, summary: bytes, step: Any, wall_time: float | None) -> None:
-        with self._lock:
-            if wall_time is None:
-                wall_time = self.clock()
-            record = wire.event(wall_time, step, summary)
-            self._buffer += record
-            if wall_time >= self._flush_at or len(self._buffer) >= _BUFFER_BYTES:
-                self.flush()
+        if wall_time is None:
+            wall_time = self.clock()
+        self._records.append(wire.event(wall_time, step, summary))
+        if wall_time >= self._flush_at or len(self._records) >= _BUFFER_RECORDS:
+            self.flush()
 
     def _append(self, records: bytes) -> None:
-        with self._lock:
-            self._buffer += records
-            if len(self._buffer) >= _BUFFER_BYTES or self.clock() >= self._flush_at:
-                self.flush()
+        self._records.append(records)
+        if len(records) >= _BUFFER_BYTES or self.clock() >= self._flush_at:
+            self.flush()
 
-    def _take(self) -> bytearray:
-        """Returns what is to be written next; it stays in flight until it is."""
-        empty = bytearray()
-        if not self._in_flight:
-            self._in_flight, self._buffer = self._buffer, empty
-        return self._in_flight
-
-    def _write(self, records: bytes | bytearray, offset: int) -> None:
-        descriptor = self._file.fileno()
-        if os.fstat(descriptor).st_nlink == 0:
+    def _write(self, records: bytes, offset: int) -> None:
+        if os.fstat(self._file.fileno()).st_nlink == 0 and not self.path.exists():  # some file systems count no links
             raise FileNotFoundError(errno.ENOENT, "the file was deleted")
         self._mend()
         self._torn = True
         written = 0
         while written < len(records):
-            count = _pwrite(descriptor, memoryview(records)[written:], offset + written)
+            count = _pwrite(self._file.fileno(), memoryview(records)[written:], offset + written)
             if count == 0:
                 raise OSError(errno.EIO, "the disk takes no more")
             written += count
         self._torn = False
 
     def _mend(self) -> None:
-        """Cut off what a failed write has left, so that the file ends with a whole record."""
+        """Cuts off what a failed write has left, so that the file ends with a whole record."""
         if self._torn:
             os.ftruncate(self._file.fileno(), self._end)
             self._torn = False
 
     def _abandon(self, reason: str) -> None:
-        """Make every later write fail with `reason`."""
+        """Makes every later write fail with `reason`."""
         self._unusable = reason
         self._flush_at = -math.inf
         with contextlib.suppress(OSError):
@@ -262,7 +260,7 @@ class EventFile:
 
 
 def _create(directory: Path, seconds: int, hostname: str, suffix: str) -> io.FileIO:
-    """A new file under TensorBoard's naming convention, with later seconds than all that are there."""
+    """Returns a new file under TensorBoard's naming convention, with later seconds than all that are there."""
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
         if match := _NAME_SECONDS.match(path.name):
@@ -290,7 +288,7 @@ _ticker: threading.Thread | None = None
 
 
 def _watch(file: EventFile) -> None:
-    """Have `file` written every tick, at exit and on SIGTERM."""
+    """Has `file` written every tick, at exit and on SIGTERM."""
     global _ticker
     _open_files[id(file)] = file
     if _ticker is None or not _ticker.is_alive():  # a fork's child has none
@@ -303,7 +301,7 @@ def _watch(file: EventFile) -> None:
 
 
 def _tick() -> None:
-    """Write what is buffered, four times a second.
+    """Writes what is buffered, four times a second.
 
     Adding looks at the time as well, but a loop that logs in bursts, say once an epoch, would leave the end
     of each burst in memory until the next. This thread encodes nothing: it costs the training thread one
@@ -315,15 +313,18 @@ def _tick() -> None:
 
 
 def _flush_all(sync: bool = False) -> None:
-    for reference in _open_files.valuerefs():
-        file = reference()
-        if file is not None:
-            with contextlib.suppress(LogWarning):  # under -W error it is an exception; the rest goes on
-                file.flush(sync)
+    for file in _files():
+        with contextlib.suppress(LogWarning):  # under -W error it is an exception; the rest goes on
+            file.flush(sync)
+
+
+def _files() -> list[EventFile]:
+    references = _open_files.valuerefs()  # a copy: another thread may open a file
+    return [file for reference in references if (file := reference()) is not None]
 
 
 def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
-    """Save the logs, then die of the signal as the process would have without us.
+    """Saves the logs, then dies of the signal as the process would have without us.
 
     Only ever installed over the default action, from the main thread. A program that sets its own handler
     afterwards replaces this one, and gets it from `signal.signal` as the previous handler to chain to.
@@ -336,21 +337,17 @@ def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    for reference in _open_files.valuerefs():
-        file = reference()
-        if file is not None:
-            with contextlib.suppress(LogWarning):
-                file.close()
+    for file in _files():
+        with contextlib.suppress(LogWarning):
+            file.close()
 
 
 def _after_fork_in_child() -> None:
-    """Leave the files to the parent. Another thread may have held the locks: the child makes new ones."""
-    for reference in _open_files.valuerefs():
-        file = reference()
-        if file is not None:
-            file._lock = threading.RLock()
-            file._buffer, file._in_flight = bytearray(), bytearray()
-            file._abandon("this process is a fork of the one that writes it")
+    """Leaves the files to the parent. Another thread may have held the locks: the child makes new ones."""
+    for file in _files():
+        file._lock = threading.RLock()
+        file._records = []
+        file._abandon("this process is a fork of the one that writes it")
 
 
 if hasattr(os, "register_at_fork"):
