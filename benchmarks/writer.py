@@ -150,9 +150,10 @@ def graph(model: str, fast_path: bool) -> Write:
 
 
 def loop(library: str, metrics: int, blocks: int, steps: int, turns: int) -> Measurement:
-    """Blocks of `steps` steps of `turns` turns of plain Python that log `metrics` scalars each, and as many that log nothing.
+    """Blocks of `steps` steps, each of which is `turns` turns of plain Python and logs `metrics` scalars.
 
-    They alternate, because a tenth of a step is less than what the speed of a shared machine varies by in a second.
+    They take turns with blocks that log nothing, because a tenth of a step is less than what the speed of a shared
+    machine varies by in a second.
     """
     writer = LIBRARIES[library](tempfile.mkdtemp(dir="."))
     values = dict(list(METRICS.items())[:metrics])

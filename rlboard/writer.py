@@ -38,7 +38,7 @@ class Writer(SummaryWriter):
     """torch's SummaryWriter with everything in one event file, `log`, `add_scalar_series` and typed hyperparameters.
 
     No `add_*` raises: what cannot be logged is dropped and counted in `dropped`, with one LogWarning for each tag.
-    After `close` nothing is logged any more.
+    After `close` nothing is logged any more. `events` is the EventFile: `events.tell()` for checkpoints.
     """
 
     file_writer: Any  # torch declares it None

@@ -8,6 +8,7 @@ and by what is returned.
 Steps are not judged: what a resumed run wrote twice is returned twice, in the order of the file.
 """
 
+import io
 import itertools
 import os
 import shutil
@@ -28,8 +29,8 @@ from rlboard.eventfile.wire import FOOTER_BYTES, HEADER_BYTES
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
-WINDOW_BYTES = 1 << 18  # what is looked at fits the processor's cache; a longer record gets a window of its own
-ROWS = 1 << 13  # scalars taken at once, unless one event has more
+WINDOW_BYTES = 1 << 20  # what is looked at fits the processor's cache; a longer record gets a window of its own
+ROWS = 1 << 15  # scalars taken at once, unless one event has more
 COMPILE_BYTES = 1 << 21  # numba takes most of a second to start: plain Python has read that much by then
 
 BAD_HEADER = "header checksum"
@@ -185,10 +186,12 @@ class ScalarReader:
 
     def _scalars(self, window: "_Window", records: "_Records") -> "Iterator[_Part]":
         view = window.loops.data(window.data)
-        begin, count = 0, window.payloads.shape[1]
-        malformed = np.empty(count, np.int64)
-        while begin < count:
-            next_one, filled, rejected = window.loops.parse_scalars(view, window.payloads, begin, self._rows, malformed)
+        malformed = np.empty(window.count, np.int64)
+        begin = 0
+        while begin < window.count:
+            next_one, filled, rejected = window.loops.parse_scalars(
+                view, window.payloads, begin, window.count, self._rows, malformed
+            )
             if next_one == begin:
                 self._rows = np.empty((scan.ROW_FIELDS, 2 * self._rows.shape[1]), np.int64)
             if rejected:
@@ -207,7 +210,7 @@ class ScalarReader:
             row = window.loops.label_rows(view, rows, row, filled, window.loops.tags(table), table.plugins, codes)
             if row == filled:
                 break
-            tag = window.data[rows[scan.TAG_START, row] : rows[scan.TAG_STOP, row]]
+            tag = bytes(window.data[rows[scan.TAG_START, row] : rows[scan.TAG_STOP, row]])
             if tag not in table.numbers:
                 self._add_tag(tag)
             row = scan.label_rows(window.data, rows, row, row + 1, table.numbers, table.plugins, codes)
@@ -290,9 +293,9 @@ def read_events(path: str | os.PathLike[str]) -> "Iterator[Event]":
         raise FileNotFoundError(f"no event file in {path}")
     for each in paths:
         for window in _Records(each).windows():
-            for start, stop in window.payloads.T.tolist():
+            for start, stop in window.payloads[:, : window.count].T.tolist():
                 try:
-                    event = Event.FromString(window.data[start:stop])
+                    event = Event.FromString(bytes(window.data[start:stop]))
                 except DecodeError:
                     continue
                 yield event
@@ -375,17 +378,18 @@ def _loops(bytes_ahead: int) -> scan.Loops:
 
 @dataclass(frozen=True)
 class _Window:
-    """A stretch of a file with the valid records that lie in it whole."""
+    """A stretch of a file with the valid records that lie in it whole. The next one reuses its memory."""
 
-    data: bytes
+    data: bytearray  # may be longer
     base: int  # its offset in the file
-    payloads: NDArray[np.int64]  # their starts and stops in `data`
+    payloads: NDArray[np.int64]  # their starts and stops in `data`, in the first `count` columns
+    count: int
     loops: scan.Loops
 
     @property
     def records(self) -> NDArray[np.int64]:
-        """The same for whole records: with header and checksum."""
-        widened: NDArray[np.int64] = self.payloads + np.array([[-HEADER_BYTES], [FOOTER_BYTES]])
+        """Starts and stops of the whole records: with header and checksum."""
+        widened: NDArray[np.int64] = self.payloads[:, : self.count] + np.array([[-HEADER_BYTES], [FOOTER_BYTES]])
         return widened
 
 
@@ -434,16 +438,21 @@ class _Records:
             if self.size < self._offset:  # the file was truncated: what comes now comes behind its new end
                 self._offset, self._lost, self._searching = self.size, None, False
             needed = HEADER_BYTES
+            data = bytearray(min(WINDOW_BYTES, self.size))
+            payloads = np.empty((2, len(data) // scan.FRAME_BYTES + 1), np.int64)
             while needed and self._offset < self.size:
-                file.seek(self._offset)
                 left = self.size - self._offset
-                data = file.read(min(max(needed, WINDOW_BYTES), left))
-                if len(data) < min(needed, left):
+                size = min(max(needed, WINDOW_BYTES), left)
+                if size > len(data):
+                    data = bytearray(size)
+                file.seek(self._offset)
+                end = file.readinto(memoryview(data)[:size])
+                if end < min(needed, left):
                     return  # the file is being truncated
                 base, loops = self._offset, _loops(left)
-                payloads, needed = self._walk(file, data, loops)
-                if payloads.size:
-                    yield _Window(data, base, payloads, loops)
+                count, needed = self._walk(file, data, end, payloads, loops)
+                if count:
+                    yield _Window(data, base, payloads, count, loops)
         self._passed = self.size
         if self._lost:
             start, reason = self._lost
@@ -455,11 +464,15 @@ class _Records:
             else:
                 self.add_damage(start, self.size, reason)
 
-    def _walk(self, file: IO[bytes], data: bytes, loops: scan.Loops) -> tuple[NDArray[np.int64], int]:
-        """The payloads in `data`, and how many bytes from the new offset on are needed to go on: 0 at the end."""
-        base, end = self._offset, len(data)
+    def _walk(
+        self, file: io.FileIO, data: bytearray, end: int, payloads: NDArray[np.int64], loops: scan.Loops
+    ) -> tuple[int, int]:
+        """Finds the payloads in data[:end], which was read from the offset on, and moves that.
+
+        Returns their number, and how many bytes are needed from the new offset on: 0 when all is done.
+        """
+        base = self._offset
         view = loops.data(data)
-        payloads = np.empty((2, 1 + min(end, WINDOW_BYTES) // scan.FRAME_BYTES), np.int64)
         at = count = 0
         while True:
             if self._searching:
@@ -496,12 +509,12 @@ class _Records:
                 at = min(at + HEADER_BYTES, end)
             self._searching = True
         self._offset = base + at
-        return payloads[:, :count].copy(), needed if self._offset + needed <= self.size else 0
+        return count, needed if self._offset + needed <= self.size else 0
 
-    def _header_follows(self, file: IO[bytes], offset: int) -> bool:
+    def _header_follows(self, file: io.FileIO, offset: int) -> bool:
         """Whether a valid header stands at `offset`, or the file ends before it could."""
         file.seek(offset)
-        header = file.read(HEADER_BYTES)
+        header = bytearray(file.read(HEADER_BYTES))
         return len(header) < HEADER_BYTES or scan.valid_header(header, 0)
 
     def _lose(self, offset: int, reason: str) -> None:

@@ -4,8 +4,8 @@ Every rule stands here once, in the part of Python that numba compiles. `loops()
 same functions as they stand where there is no numba, or no place for its cache: slower, with equal results. Only the
 five leaves have a compiled twin, because plain Python is quickest with slices of bytes, the native checksum and a dict.
 
-`data` is `bytes` to the plain functions and the address of such bytes to the compiled ones; positions are offsets into
-it, and a position of -1 means malformed. No length is believed before it was compared with what is left.
+`data` is a bytearray to the plain functions and its address to the compiled ones; positions are offsets into it, and a
+position of -1 means malformed. No length is believed before it was compared with what is left.
 """
 
 import functools
@@ -68,40 +68,40 @@ DTYPES[23] = 17, VARINT, UINT64, 8, 0
 # The leaves: the compiled twins are in `_twins`.
 
 
-def byte_at(data: bytes, at: int) -> int:
+def byte_at(data: bytearray, at: int) -> int:
     """The byte at `at`."""
     return data[at]
 
 
-def uint32_at(data: bytes, at: int) -> int:
+def uint32_at(data: bytearray, at: int) -> int:
     """The four bytes at `at`, little-endian."""
     return int.from_bytes(data[at : at + 4], "little")
 
 
-def int64_at(data: bytes, at: int) -> int:
+def int64_at(data: bytearray, at: int) -> int:
     """The eight bytes at `at`, little-endian, as a signed number."""
     return int.from_bytes(data[at : at + 8], "little", signed=True)
 
 
-def masked_crc(data: bytes, start: int, stop: int) -> int:
+def masked_crc(data: bytearray, start: int, stop: int) -> int:
     """The checksum of data[start:stop]."""
-    return masked_crc32c(data[start:stop])
+    return masked_crc32c(bytes(data[start:stop]))
 
 
-def find_tag(data: bytes, start: int, stop: int, tags: dict[bytes, int]) -> int:
+def find_tag(data: bytearray, start: int, stop: int, tags: dict[bytes, int]) -> int:
     """The number of the tag data[start:stop], or -1. The twin may miss a known tag, but never takes one for another."""
-    return tags.get(data[start:stop], -1)
+    return tags.get(bytes(data[start:stop]), -1)
 
 
 # Records.
 
 
-def valid_header(data: bytes, at: int) -> bool:
+def valid_header(data: bytearray, at: int) -> bool:
     """Whether the twelve bytes at `at` are a length and its checksum."""
     return 0 <= int64_at(data, at) <= LONGEST_PAYLOAD and uint32_at(data, at + 8) == masked_crc(data, at, at + 8)
 
 
-def find_header(data: bytes, at: int, size: int) -> int:
+def find_header(data: bytearray, at: int, size: int) -> int:
     """The first position from `at` on where a valid header stands, or -1."""
     while at <= size - HEADER_BYTES:
         # The highest two bytes of a length are 0: that alone rules out nearly every position.
@@ -111,7 +111,7 @@ def find_header(data: bytes, at: int, size: int) -> int:
     return -1
 
 
-def frame_records(data: bytes, at: int, size: int, spans: NDArray[np.int64], count: int) -> tuple[int, int, int]:
+def frame_records(data: bytearray, at: int, size: int, spans: NDArray[np.int64], count: int) -> tuple[int, int, int]:
     """Walks over whole valid records from `at` on, and adds the start and stop of each payload to `spans`.
 
     Returns the new count, the position of the first byte that belongs to none, and why: INCOMPLETE (data ends there
@@ -145,7 +145,7 @@ def frame_records(data: bytes, at: int, size: int, spans: NDArray[np.int64], cou
 # Protocol buffers.
 
 
-def varint(data: bytes, at: int, stop: int) -> tuple[int, int]:
+def varint(data: bytearray, at: int, stop: int) -> tuple[int, int]:
     """The number at `at` as an int64, and the position behind it."""
     value = 0
     shift = 0
@@ -161,7 +161,7 @@ def varint(data: bytes, at: int, stop: int) -> tuple[int, int]:
     return 0, -1
 
 
-def next_field(data: bytes, at: int, stop: int) -> tuple[int, int, int, int]:
+def next_field(data: bytearray, at: int, stop: int) -> tuple[int, int, int, int]:
     """The field at `at`, which is before `stop`: its key, its value if a varint, where its content starts and stops.
 
     Groups count as malformed: no event ever held one.
@@ -191,17 +191,22 @@ def next_field(data: bytes, at: int, stop: int) -> tuple[int, int, int, int]:
 
 
 def parse_scalars(
-    data: bytes, spans: NDArray[np.int64], begin: int, rows: NDArray[np.int64], malformed: NDArray[np.int64]
+    data: bytearray,
+    spans: NDArray[np.int64],
+    begin: int,
+    count: int,
+    rows: NDArray[np.int64],
+    malformed: NDArray[np.int64],
 ) -> tuple[int, int, int]:
     """A column of `rows` for every Summary.Value that holds a scalar or says which plugin its tag belongs to.
 
-    Takes the records from `begin` on, until there are no more or the next one does not fit into `rows`. Returns which
-    one is next, how many columns there are, and how many records are no Event: `malformed` lists those, and nothing is
-    taken from them.
+    Takes the records from `begin` to `count`, until the next one does not fit into `rows`. Returns which one is next,
+    how many columns there are, and how many records are no Event: `malformed` lists those, and nothing is taken from
+    them.
     """
     rejected = 0
     filled = 0
-    for record in range(begin, spans.shape[1]):
+    for record in range(begin, count):
         at = int(spans[0, record])
         stop = int(spans[1, record])
         first = filled
@@ -246,10 +251,10 @@ def parse_scalars(
         for column in range(first, filled):  # these two may stand behind the summary
             rows[STEP, column] = step
             rows[WALL_TIME, column] = wall_time
-    return spans.shape[1], filled, rejected
+    return count, filled, rejected
 
 
-def parse_value(data: bytes, at: int, stop: int) -> tuple[int, int, int, int, int]:
+def parse_value(data: bytearray, at: int, stop: int) -> tuple[int, int, int, int, int]:
     """Kind and bits of a Summary.Value, where its tag starts and stops, and the plugin that its metadata names."""
     kind = NO_SCALAR
     bits = 0
@@ -285,7 +290,7 @@ def parse_value(data: bytes, at: int, stop: int) -> tuple[int, int, int, int, in
     return kind, bits, tag_start, tag_stop, plugin
 
 
-def metadata_plugin(data: bytes, at: int, stop: int, plugin: int) -> int:
+def metadata_plugin(data: bytearray, at: int, stop: int, plugin: int) -> int:
     """What a SummaryMetadata says that its tag is, `plugin` if nothing; MALFORMED if it is."""
     while at < stop:
         key, _, start, at = next_field(data, at, stop)
@@ -307,7 +312,7 @@ def metadata_plugin(data: bytes, at: int, stop: int, plugin: int) -> int:
     return plugin
 
 
-def tensor_scalar(data: bytes, at: int, stop: int) -> tuple[int, int]:
+def tensor_scalar(data: bytearray, at: int, stop: int) -> tuple[int, int]:
     """Kind and bits of the only element of a TensorProto.
 
     NO_SCALAR if it has none or several, or one that its type cannot hold.
@@ -357,7 +362,7 @@ def tensor_scalar(data: bytes, at: int, stop: int) -> tuple[int, int]:
     return kind, bits + 2 * lowest if bits >= -lowest else bits
 
 
-def list_element(data: bytes, at: int, stop: int, field: int, wire: int) -> tuple[int, int]:
+def list_element(data: bytearray, at: int, stop: int, field: int, wire: int) -> tuple[int, int]:
     """How many elements list `field` of a TensorProto has, packed or not, and the bits of the last."""
     count = 0
     bits = 0
@@ -389,7 +394,7 @@ def list_element(data: bytes, at: int, stop: int, field: int, wire: int) -> tupl
     return count, bits
 
 
-def long_dimensions(data: bytes, at: int, stop: int) -> int:
+def long_dimensions(data: bytearray, at: int, stop: int) -> int:
     """How many dimensions of a TensorShapeProto are not 1; MALFORMED if it is."""
     count = 0
     while at < stop:
@@ -419,7 +424,7 @@ def int32_of(value: int) -> int:
 
 
 def label_rows(
-    data: bytes,
+    data: bytearray,
     rows: NDArray[np.int64],
     row: int,
     stop: int,
@@ -486,7 +491,7 @@ class TagTable:
                 self._insert(known, its_number)
 
     def _insert(self, tag: bytes, number: int) -> None:
-        home = masked_crc(tag, 0, len(tag))
+        home = masked_crc32c(tag)
         for probe in range(self.PROBES):
             slot = (home + probe) % len(self._slots)
             if self._slots[slot] < 0:
@@ -511,14 +516,14 @@ def _address(array: NDArray[Any]) -> int:
 class Loops(NamedTuple):
     """The four loops, compiled or plain, and what they take for bytes and for a TagTable.
 
-    Whoever calls a compiled loop keeps the bytes alive until it returns.
+    Whoever calls a compiled loop keeps the bytearray alive, and as long as it is, until the loop returns.
     """
 
     frame_records: Callable[..., tuple[int, int, int]]
     find_header: Callable[..., int]
     parse_scalars: Callable[..., tuple[int, int, int]]
     label_rows: Callable[..., int]
-    data: Callable[[bytes], Any]
+    data: Callable[[bytearray], Any]
     tags: Callable[[TagTable], Any]
 
 
@@ -553,7 +558,7 @@ def _compile() -> Loops:
     return Loops(
         compile_as((number, number, number, table, number))(frame_records),
         compile_as((number, number, number))(find_header),
-        compile_as((number, table, number, table, line))(parse_scalars),
+        compile_as((number, table, number, number, table, line))(parse_scalars),
         compile_as((number, table, number, number, tags, line, types.int32[::1]))(label_rows),
         lambda data: _address(np.frombuffer(data, np.uint8)),
         lambda table: table.addresses,

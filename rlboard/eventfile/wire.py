@@ -28,11 +28,11 @@ _pack_uint64 = struct.Struct("<Q").pack
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
-_POINTS_AT_ONCE = 4096  # their records fit a core's cache
+_CHUNK_BYTES = 1 << 18  # fits a core's cache
 
 
 def varint(number: int) -> bytes:
-    """Protobuf's variable-length encoding; a negative number takes ten bytes.
+    """Returns protobuf's variable-length encoding; a negative number takes ten bytes.
 
     Raises OverflowError if the number does not fit in 64 bits.
     """
@@ -54,7 +54,7 @@ def varint(number: int) -> bytes:
 
 
 def delimited(key: bytes, content: bytes) -> bytes:
-    """A field that carries its length."""
+    """Returns a field that carries its length."""
     return key + varint(len(content)) + content
 
 
@@ -73,18 +73,18 @@ _headers = _Headers()
 
 
 def masked_crc32c(data: bytes) -> int:
-    """TFRecord's checksum: CRC32C rotated by 15 bits plus a constant, so that data may hold checksums itself."""
+    """Returns TFRecord's checksum: CRC32C rotated by 15 bits plus a constant, so that data may hold checksums."""
     checksum: int = google_crc32c.value(data)
     return (checksum >> 15 | checksum << 17) + 0xA282EAD8 & 0xFFFFFFFF
 
 
 def frame(data: bytes) -> bytes:
-    """One TFRecord: length, checksum of the length, data, checksum of the data."""
+    """Returns one TFRecord: length, checksum of the length, data, checksum of the data."""
     return _headers[len(data)] + data + _pack_uint32(masked_crc32c(data))
 
 
 def count_records(records: bytes) -> int:
-    """How many whole records follow one another in `records`."""
+    """Returns how many whole records follow one another in `records`."""
     count = offset = 0
     while offset < len(records):
         offset += HEADER_BYTES + int.from_bytes(records[offset : offset + 8], "little") + FOOTER_BYTES
@@ -93,19 +93,19 @@ def count_records(records: bytes) -> int:
 
 
 def scalar_value(tag: str) -> bytes:
-    """A Summary.value field up to the four bytes of its number, which belong to its length."""
+    """Returns a Summary.value field up to the four bytes of its number, which belong to its length."""
     value = delimited(TAG, tag.encode()) + SIMPLE_VALUE
     return VALUE + varint(len(value) + 4) + value
 
 
 def scalar_summary(tag: str) -> bytes:
-    """An Event.summary field with one scalar, up to the four bytes of its number."""
+    """Returns an Event.summary field with one scalar, up to the four bytes of its number."""
     value = scalar_value(tag)
     return SUMMARY + varint(len(value) + 4) + value
 
 
 def float32(value: Any) -> bytes:
-    """Four bytes of a number: of anything float() takes, or an array or tensor of one element on any device.
+    """Returns the four bytes of a number: anything float() takes, or an array or tensor of one element on any device.
 
     What is beyond the range of float32 becomes infinite. Raises TypeError for what is not a number.
     """
@@ -120,7 +120,7 @@ def float32(value: Any) -> bytes:
 
 
 def event(wall_time: float, step: Any, fields: bytes) -> bytes:
-    """The record of an Event. `step` is an integer of 64 bits; what else int() takes is cut to one."""
+    """Returns the record of an Event. `step` is an integer of 64 bits; what else int() takes is cut to one."""
     if step.__class__ is not int:
         step = int(step)
     data = _pack_wall_time(WALL_TIME, wall_time, STEP) + varint(step) + fields
@@ -132,7 +132,7 @@ def event(wall_time: float, step: Any, fields: bytes) -> bytes:
 def scalar_records(
     tag: str, steps: NDArray[np.int64], values: NDArray[np.float32], wall_times: NDArray[np.float64]
 ) -> Iterator[bytes]:
-    """Yield the records of one series, some thousands at a time, without a Python loop over the points.
+    """Yields the records of one series, a chunk at a time, without a Python loop over the points.
 
     All records are equally long, because every step is padded to the longest one's varint (protobuf allows
     it); so they are rows of one array. CRC32C is linear over XOR: a record's checksum is that of the record
@@ -154,14 +154,15 @@ def scalar_records(
             "itemsize": HEADER_BYTES + len(blank) + FOOTER_BYTES,
         }
     )
-    rows = np.frombuffer(bytearray(frame(blank) * min(len(steps), _POINTS_AT_ONCE)), record)
+    chunk_points = min(len(steps), max(1, _CHUNK_BYTES // record.itemsize))
+    rows = np.frombuffer(bytearray(frame(blank) * chunk_points), record)
     columns = rows.view(np.uint8).reshape(len(rows), record.itemsize)
     variable = [*range(1, 9), *range(10, 10 + step_bytes), *range(len(blank) - 4, len(blank))]
     tables = [(HEADER_BYTES + position, _checksum_table(blank, position)) for position in variable]
     blank_checksum = np.uint32(google_crc32c.value(blank))
 
-    for start in range(0, len(steps), _POINTS_AT_ONCE):
-        chunk = slice(start, start + _POINTS_AT_ONCE)
+    for start in range(0, len(steps), chunk_points):
+        chunk = slice(start, start + chunk_points)
         part = rows[: len(steps[chunk])]
         part["wall_time"] = wall_times[chunk]
         part["value"] = values[chunk]
@@ -176,7 +177,7 @@ def scalar_records(
 
 
 def _checksum_table(blank: bytes, position: int) -> NDArray[np.uint32]:
-    """What each of the 256 bytes at `position`, where `blank` has a zero, adds to the CRC32C of `blank`."""
+    """Returns what each of the 256 bytes at `position`, where `blank` has a zero, adds to the CRC32C of `blank`."""
     table = np.zeros(256, np.uint32)
     for bit in range(8):
         changed = blank[:position] + bytes((1 << bit,)) + blank[position + 1 :]

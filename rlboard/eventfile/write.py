@@ -47,11 +47,16 @@ class EventFile:
     from any thread. After a fork the file belongs to the parent: what the child adds is dropped.
 
     Once the file is open, a failing disk never raises: what cannot be written whole is dropped and counted
-    in `dropped` (records), with one LogWarning, and later writes are tried again. Bad arguments do raise:
+    in `dropped`, with one LogWarning, and later writes are tried again. Bad arguments do raise:
     TypeError, ValueError or OverflowError for most, and nothing is added.
 
     The file's name sorts after those of all event files in `directory`, as TensorBoard reads them by name,
     even if the clock went back. Its contents depend on nothing but the calls and `clock`.
+
+    Attributes:
+        path: the file.
+        dropped: how many records are lost.
+        clock: gives the wall time, in seconds, of what is added without one.
 
     Raises OSError if the file cannot be made.
     """
