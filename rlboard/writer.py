@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,13 +25,17 @@ from rlboard.eventfile import EventFile, LogWarning, animation_summary, histogra
 from rlboard.graph import graph_def, module_tree
 from rlboard.projector import write_embedding
 
+ImageFormat = Literal["png", "jpeg", "webp"]
 
-def open_writer(directory: Path, **options: Any) -> Writer:
-    """Returns a Writer on a new event file in `directory`; `options` are those of EventFile.
+
+def open_writer(directory: Path, *, image_format: ImageFormat = "png", **options: Any) -> Writer:
+    """Returns a Writer on a new event file in `directory`, its images PNG, JPEG or WebP.
+
+    `options` are those of EventFile.
 
     Raises OSError if the file cannot be made.
     """
-    return Writer(EventFile(directory, **options))
+    return Writer(EventFile(directory, **options), image_format)
 
 
 class Writer(SummaryWriter):
@@ -43,8 +47,9 @@ class Writer(SummaryWriter):
 
     file_writer: Any  # torch declares it None
 
-    def __init__(self, events: EventFile) -> None:
+    def __init__(self, events: EventFile, image_format: ImageFormat = "png") -> None:
         self.events = events
+        self.image_format: ImageFormat = image_format
         self._invalid = 0
         self._warned: set[str] = set()
         self._session_is_open = False
@@ -112,7 +117,7 @@ class Writer(SummaryWriter):
         self, tag: str, img_tensor: Any, global_step: Any = None, walltime: Any = None, dataformats: str = "CHW"
     ) -> None:
         image = convert_to_HWC(_pixels(img_tensor), dataformats)  # type: ignore[no-untyped-call]
-        self.file_writer.add_summary(image_summary(tag, image), global_step, walltime)
+        self.file_writer.add_summary(image_summary(tag, image, self.image_format), global_step, walltime)
 
     def add_images(
         self, tag: str, img_tensor: Any, global_step: Any = None, walltime: Any = None, dataformats: str = "NCHW"
@@ -210,8 +215,9 @@ class Writer(SummaryWriter):
 class _FileWriter:
     """What torch's SummaryWriter wants of its file writer."""
 
-    def __init__(self, events: EventFile) -> None:
+    def __init__(self, events: EventFile, image_format: ImageFormat = "png") -> None:
         self.events = events
+        self.image_format: ImageFormat = image_format
 
     def get_logdir(self) -> str:
         return str(self.events.path.parent)

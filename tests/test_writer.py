@@ -465,3 +465,12 @@ def test_tensorboard_shows_typed_hyperparameters_and_how_runs_ended(ask: Callabl
     assert metrics["log/a"] == 1.0
     hyperparameters = answer["sessionGroups"][0]["hparams"]
     assert hyperparameters == {"lr": 0.001, "batch": 32.0, "amp": True, "name": "손실"}
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_the_format_of_images_is_an_option(image_format: Any, tmp_path: Path) -> None:
+    writer = open_writer(tmp_path, image_format=image_format)
+    writer.add_image("image", torch.full((3, 8, 8), 0.5), 1)
+    image = image_of(accumulated(writer), "image")
+    assert image.format == image_format.upper()
+    assert np.asarray(image.convert("RGB")).mean() == pytest.approx(127, abs=2)

@@ -614,6 +614,15 @@ def _twins() -> dict[Callable[..., Any], Callable[..., Any]]:
                 ^ tables[0, word >> np.uint64(56)]
             )
             start += 8
+        if stop - start >= 4:
+            word = np.uint64(load32(data, start)) ^ crc
+            crc = np.uint64(
+                tables[3, word & np.uint64(255)]
+                ^ tables[2, word >> np.uint64(8) & np.uint64(255)]
+                ^ tables[1, word >> np.uint64(16) & np.uint64(255)]
+                ^ tables[0, word >> np.uint64(24)]
+            )
+            start += 4
         while start < stop:
             crc = tables[0, (crc ^ np.uint64(load8(data, start))) & np.uint64(255)] ^ crc >> np.uint64(8)
             start += 1
