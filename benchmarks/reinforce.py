@@ -54,28 +54,28 @@ def _logged_steps(directory: Path, _: str) -> float:
 
 
 def benchmarks(quick: bool) -> list[Benchmark]:
-    short, long = (5, 20) if quick else (500, 1_000)
+    training, command = (5, 20) if quick else (500, 500)
     warm_up = 2
     return [
         Benchmark(
             "training",
             "step",
             [
-                Function("ours", partial(ours, short), partial(ours, warm_up)),
-                Function("blog", partial(blog, short), partial(blog, warm_up)),
-                Function("blog, one thread", partial(blog, short, 1), partial(blog, warm_up, 1)),
+                Function("ours", partial(ours, training), partial(ours, warm_up)),
+                Function("blog", partial(blog, training), partial(blog, warm_up)),
+                Function("blog, one thread", partial(blog, training, 1), partial(blog, warm_up, 1)),
             ],
-            f"{short:,} episodes, without imports and logging",
+            f"{training:,} episodes, without imports and logging",
         ),
         Benchmark(
             "command",
             "step",
             [
-                our_command("ours", long, "--log=minimal"),
-                our_command("ours, every tab filled", long),
-                blog_command(long),
+                our_command("ours", command, "--log=minimal"),
+                our_command("ours, every tab filled", command),
+                blog_command(command),
             ],
-            f"{long:,} episodes, the whole process from its start to its exit",
+            f"{command:,} episodes, the whole process from its start to its exit",
         ),
     ]
 
