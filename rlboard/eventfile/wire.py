@@ -3,6 +3,9 @@
 https://protobuf.dev/programming-guides/encoding and https://www.tensorflow.org/tutorials/load_data/tfrecord
 """
 
+from __future__ import annotations
+
+import functools
 import math
 import struct
 from collections.abc import Iterator
@@ -104,19 +107,29 @@ def scalar_summary(tag: str) -> bytes:
     return SUMMARY + varint(len(value) + 4) + value
 
 
-def float32(value: Any) -> bytes:
-    """Returns the four bytes of a number: anything float() takes, or an array or tensor of one element on any device.
+def number(value: Any) -> float:
+    """Returns a number: of anything float() takes but text, or of an array or tensor of one element on any device.
 
-    What is beyond the range of float32 becomes infinite. Raises TypeError for what is not a number.
+    Raises TypeError for what is not a number.
     """
-    if value.__class__ is not float and hasattr(value, "item"):
+    if hasattr(value, "item"):
         value = value.item()  # float() warns of arrays, and of tensors that require a gradient
+    if isinstance(value, (str, bytes, bytearray)):
+        raise TypeError(f"a {type(value).__name__} is not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def float32(value: Any) -> bytes:
+    """Returns the four bytes of what `number` takes; beyond the range of float32 it is infinite."""
+    if value.__class__ is not float:
+        value = number(value)
     try:
         return _pack_float(value)
-    except (OverflowError, struct.error):
-        if isinstance(value, (int, float)):
-            return _pack_float(math.inf if value > 0 else -math.inf)
-        raise TypeError(f"a {type(value).__name__} is not a number") from None
+    except OverflowError:
+        return _pack_float(math.copysign(math.inf, value))
 
 
 def event(wall_time: float, step: Any, fields: bytes) -> bytes:
@@ -129,58 +142,110 @@ def event(wall_time: float, step: Any, fields: bytes) -> bytes:
     return _headers[len(data)] + data + _pack_uint32(masked)
 
 
-def scalar_records(
-    tag: str, steps: NDArray[np.int64], values: NDArray[np.float32], wall_times: NDArray[np.float64]
-) -> Iterator[bytes]:
-    """Yields the records of one series, a chunk at a time, without a Python loop over the points.
+class Series:
+    """Encodes the scalars of one tag, singly or many at once without a Python loop; both give the same bytes.
 
-    All records are equally long, because every step is padded to the longest one's varint (protobuf allows
-    it); so they are rows of one array. CRC32C is linear over XOR: a record's checksum is that of the record
-    with zeros in all variable bytes, XOR what each variable byte adds, found in a table.
+    Records with equally long steps are equally long, so they are rows of one array. CRC32C is linear over XOR: a
+    record's checksum is that of the record with zeros in all variable bytes, XOR what each variable byte adds, found
+    in a table.
     """
-    unsigned = steps.view(np.uint64)
-    step_bytes = max(len(varint(int(steps.min()))), len(varint(int(steps.max()))))
-    blank = WALL_TIME + bytes(8) + STEP + bytes(step_bytes) + scalar_summary(tag) + bytes(4)
-    record = np.dtype(
-        {
-            "names": ["wall_time", "step", "value", "checksum"],
-            "formats": ["<f8", ("u1", step_bytes), "<f4", "<u4"],
-            "offsets": [
-                HEADER_BYTES + 1,
-                HEADER_BYTES + 10,
-                HEADER_BYTES + len(blank) - 4,
-                HEADER_BYTES + len(blank),
-            ],
-            "itemsize": HEADER_BYTES + len(blank) + FOOTER_BYTES,
-        }
-    )
-    chunk_points = min(len(steps), max(1, _CHUNK_BYTES // record.itemsize))
-    rows = np.frombuffer(bytearray(frame(blank) * chunk_points), record)
-    columns = rows.view(np.uint8).reshape(len(rows), record.itemsize)
-    variable = [*range(1, 9), *range(10, 10 + step_bytes), *range(len(blank) - 4, len(blank))]
-    tables = [(HEADER_BYTES + position, _checksum_table(blank, position)) for position in variable]
-    blank_checksum = np.uint32(google_crc32c.value(blank))
 
-    for start in range(0, len(steps), chunk_points):
-        chunk = slice(start, start + chunk_points)
-        part = rows[: len(steps[chunk])]
-        part["wall_time"] = wall_times[chunk]
-        part["value"] = values[chunk]
-        for index in range(step_bytes):
-            septet = (unsigned[chunk] >> 7 * index).astype(np.uint8)
-            part["step"][:, index] = septet | 0x80 if index < step_bytes - 1 else septet
-        checksum = np.full(len(part), blank_checksum)
-        for column, table in tables:
-            checksum ^= table.take(columns[: len(part), column], mode="clip")  # clip: no check for errors
-        part["checksum"] = (checksum >> 15 | checksum << 17) + np.uint32(0xA282EAD8)
-        yield part.tobytes()
+    def __init__(self, tag: str) -> None:
+        self._summary = scalar_summary(tag)
+        self._layouts: dict[int, _Layout] = {}
+
+    def record(self, value: float, step: int, wall_time: float) -> bytes:
+        """Returns the record of one point."""
+        return event(wall_time, step, self._summary + float32(value))
+
+    def records(
+        self, values: NDArray[np.float32], steps: NDArray[np.int64], wall_times: NDArray[np.float64]
+    ) -> NDArray[np.object_]:
+        """Returns the record of each point (N), as bytes (N)."""
+        records = np.empty(len(steps), object)
+        lengths = _step_bytes(steps)
+        for length in range(int(lengths.min()), int(lengths.max()) + 1):
+            points = np.flatnonzero(lengths == length)
+            if len(points):
+                rows = self._layout(length).filled(values[points], steps[points], wall_times[points])
+                records[points] = rows.view(f"V{rows.itemsize}").tolist()
+        return records
+
+    def chunks(
+        self, values: NDArray[np.float32], steps: NDArray[np.int64], wall_times: NDArray[np.float64]
+    ) -> Iterator[bytes]:
+        """Yields the records of all points (N) in pieces of bounded size."""
+        points = max(1, _CHUNK_BYTES // self._layout(1).record.itemsize)
+        for start in range(0, len(steps), points):
+            chunk = (values[start : start + points], steps[start : start + points], wall_times[start : start + points])
+            lengths = _step_bytes(chunk[1])
+            if lengths.min() == lengths.max():
+                yield self._layout(int(lengths[0])).filled(*chunk).tobytes()
+            else:
+                yield b"".join(self.records(*chunk).tolist())
+
+    def _layout(self, step_bytes: int) -> _Layout:
+        if step_bytes not in self._layouts:
+            self._layouts[step_bytes] = _Layout(self._summary, step_bytes)
+        return self._layouts[step_bytes]
 
 
-def _checksum_table(blank: bytes, position: int) -> NDArray[np.uint32]:
-    """Returns what each of the 256 bytes at `position`, where `blank` has a zero, adds to the CRC32C of `blank`."""
+class _Layout:
+    """Where the variable bytes are in the records of one tag whose steps take `step_bytes`."""
+
+    def __init__(self, summary: bytes, step_bytes: int) -> None:
+        data = WALL_TIME + bytes(8) + STEP + bytes(step_bytes) + summary + bytes(4)
+        self._blank = frame(data)
+        self._blank_checksum = np.uint32(google_crc32c.value(data))
+        self.record = np.dtype(
+            {
+                "names": ["wall_time", "step", "value", "checksum"],
+                "formats": ["<f8", ("u1", step_bytes), "<f4", "<u4"],
+                "offsets": [
+                    HEADER_BYTES + 1,
+                    HEADER_BYTES + 10,
+                    HEADER_BYTES + len(data) - 4,
+                    HEADER_BYTES + len(data),
+                ],
+                "itemsize": HEADER_BYTES + len(data) + FOOTER_BYTES,
+            }
+        )
+        variable = [*range(1, 9), *range(10, 10 + step_bytes), *range(len(data) - 4, len(data))]
+        self._tables = [(HEADER_BYTES + position, _checksum_table(len(data) - 1 - position)) for position in variable]
+
+    def filled(
+        self, values: NDArray[np.float32], steps: NDArray[np.int64], wall_times: NDArray[np.float64]
+    ) -> NDArray[np.void]:
+        """Returns the records of some points (N) as rows (N)."""
+        rows: NDArray[np.void] = np.frombuffer(bytearray(self._blank * len(steps)), self.record)
+        rows["wall_time"] = wall_times
+        rows["value"] = values
+        unsigned = steps.view(np.uint64)
+        step = rows["step"]
+        for index in range(step.shape[1]):
+            step[:, index] = (unsigned >> 7 * index).astype(np.uint8) | 0x80
+        step[:, -1] &= 0x7F
+        columns = rows.view(np.uint8).reshape(len(rows), self.record.itemsize)
+        checksum = np.full(len(rows), self._blank_checksum)
+        for column, table in self._tables:
+            checksum ^= table.take(columns[:, column], mode="clip")  # clip: no check for errors
+        rows["checksum"] = (checksum >> 15 | checksum << 17) + np.uint32(0xA282EAD8)
+        return rows
+
+
+def _step_bytes(steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns how long each step's varint is, (N)."""
+    ends = np.array([1 << 7 * length for length in range(1, 10)], np.uint64)
+    return np.searchsorted(ends, steps.view(np.uint64), side="right") + 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _checksum_table(following: int) -> NDArray[np.uint32]:
+    """Returns what each of the 256 values of a byte adds to a CRC32C if `following` bytes come after it."""
+    zeros = bytes(following)
+    blank = google_crc32c.value(b"\0" + zeros)
     table = np.zeros(256, np.uint32)
     for bit in range(8):
-        changed = blank[:position] + bytes((1 << bit,)) + blank[position + 1 :]
-        difference = np.uint32(google_crc32c.value(changed) ^ google_crc32c.value(blank))
+        difference = np.uint32(google_crc32c.value(bytes((1 << bit,)) + zeros) ^ blank)
         table[1 << bit : 2 << bit] = table[: 1 << bit] ^ difference
     return table
