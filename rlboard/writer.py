@@ -67,12 +67,12 @@ class Writer(SummaryWriter):
         global_step: Any = None,
         walltime: Any = None,
         new_style: bool = False,
-        double_precision: bool = False,
+        double_precision: bool = False,  # noqa: ARG002 - TensorBoard's data server shows no doubles
     ) -> None:
         # The one method that is called in every step: it has the guard of `_guarded` without its cost.
         try:
             if new_style:
-                super().add_scalar(tag, scalar_value, global_step, walltime, new_style, double_precision)
+                super().add_scalar(tag, scalar_value, global_step, walltime, new_style=True)
             else:
                 self.events.scalar(tag, scalar_value, 0 if global_step is None else global_step, walltime)
         except Exception as error:  # noqa: BLE001

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -71,3 +74,14 @@ def chromium() -> Iterator[Page]:
             yield page
         finally:
             browser.close()
+
+
+def get(url: str, path: str, body: Any = None, **query: Any) -> Any:
+    """What the TensorBoard at `url` answers to a request for data: decoded if it is JSON, else as bytes."""
+    address = f"{url}/data/{path}"
+    if query:
+        address += f"?{urlencode(query)}"
+    data = None if body is None else json.dumps(body).encode()
+    with urlopen(Request(address, data=data, headers={"Content-Type": "application/json"}), timeout=30) as answer:
+        content = answer.read()
+    return json.loads(content) if answer.headers["Content-Type"].startswith("application/json") else content

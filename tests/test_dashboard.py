@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlencode
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlboard.config import Value
 from rlboard.registry import TRACKS
-from tests.browser import tensorboard
+from tests.browser import get, tensorboard
 
 RUN = "REINFORCE/smoke"
 PARAMETERS = [f"{layer}.{kind}" for layer in ("hidden", "logits") for kind in ("weight", "bias")]
@@ -38,14 +35,6 @@ SCALARS = {
 def url(smoke_log_dir: Path) -> Iterator[str]:
     with tensorboard(smoke_log_dir) as address:
         yield address
-
-
-def get(url: str, path: str, body: Any = None, **query: Any) -> Any:
-    address = f"{url}/data/{path}?{urlencode(query)}"
-    data = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(address, data=data, headers={"Content-Type": "application/json"}), timeout=30) as answer:
-        content = answer.read()
-    return json.loads(content) if answer.headers["Content-Type"].startswith("application/json") else content
 
 
 def test_the_plugins_of_the_filled_tabs_are_active(url: str) -> None:

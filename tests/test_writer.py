@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import inspect
 import io
-import json
 import math
-import re
 import shutil
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -391,80 +387,6 @@ def test_it_is_a_summary_writer(writer: Writer) -> None:
     writer.file_writer.add_summary(next(iter(whole_events(writer.events.path))).summary, 3)
     writer.close()
     writer.close()
-
-
-@pytest.fixture(scope="module")
-def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """A running TensorBoard, with its Rust data server, on three runs; returns what it answers to a path."""
-    root = tmp_path_factory.mktemp("logs")
-    for name, success in (("all", True), ("failed", False)):
-        with open_writer(root / name) as writer:
-            add_everything(writer, success)
-    command = ["-m", "tensorboard.main", "--logdir", str(root), "--port", "0", "--load_fast", "true"]
-    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        address = next(found[1] for line in process.stderr if (found := re.search(r"at (http://\S+)", line)))
-
-        def ask(path: str, body: Any = None, **query: Any) -> Any:
-            url = f"{address}data/{path}?{urllib.parse.urlencode(query)}"
-            data = None if body is None else json.dumps(body).encode()
-            request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=30) as response:
-                return json.load(response)
-
-        deadline = time.monotonic() + 30
-        while len(ask("plugin/scalars/tags")) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        yield ask
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def test_tensorboard_shows_every_kind(ask: Callable[..., Any]) -> None:
-    for plugin, tag in {
-        "scalars": "main/right/most",
-        "histograms": "histogram",
-        "images": "video",
-        "audio": "audio",
-        "text": "text/text_summary",
-        "pr_curves": "pr",
-        "mesh": "mesh",
-    }.items():
-        tags = ask(f"plugin/{plugin}/tags")
-        assert sorted(tags) == ["all", "failed"], plugin  # one run each: no sub-directories
-        assert tag in tags["all"], plugin
-    layout = ask("plugin/custom_scalars/layout")
-    assert layout["category"][0]["chart"][0]["multiline"]["tag"] == ["^scalar$"]
-    assert ask("plugin/graphs/info")["all"]["run_graph"]
-    series = ask("plugin/scalars/scalars", run="all", tag="log/b")
-    assert [point[1:] for point in series] == [[2, 2.0]]
-    (text,) = ask("plugin/text/text", run="all", tag="text/text_summary")
-    assert "<strong>bold</strong> 한국어" in text["text"]
-
-
-def test_tensorboard_shows_typed_hyperparameters_and_how_runs_ended(ask: Callable[..., Any]) -> None:
-    experiment = ask("plugin/hparams/experiment", {"experimentName": ""})
-    types = {info["name"]: info["type"] for info in experiment["hparamInfos"]}
-    assert types == {
-        "lr": "DATA_TYPE_FLOAT64",
-        "batch": "DATA_TYPE_FLOAT64",
-        "amp": "DATA_TYPE_BOOL",
-        "name": "DATA_TYPE_STRING",
-    }
-    every = ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING", "STATUS_UNKNOWN"]
-    body = {"experimentName": "", "allowedStatuses": every, "colParams": [], "startIndex": 0, "sliceSize": 9}
-    answer = ask("plugin/hparams/session_groups", body)
-    sessions = {session["name"]: session for group in answer["sessionGroups"] for session in group["sessions"]}
-    assert {name: session["status"] for name, session in sessions.items()} == {
-        "all": "STATUS_SUCCESS",
-        "failed": "STATUS_FAILURE",
-    }
-    metrics = {value["name"]["tag"]: value["value"] for value in sessions["all"]["metricValues"]}
-    assert metrics["log/a"] == 1.0
-    hyperparameters = answer["sessionGroups"][0]["hparams"]
-    assert hyperparameters == {"lr": 0.001, "batch": 32.0, "amp": True, "name": "손실"}
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
