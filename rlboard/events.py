@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Image = Callable[[], "NDArray[np.uint8]"]
 """Draws a picture, (height, width, 3) uint8, when it is called."""
 
+Curve = tuple["NDArray[np.bool_]", "NDArray[np.float32]"]
+"""Which examples belong to a class, and the probabilities that the model gives them to, each (examples,)."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -30,11 +33,14 @@ class Event:
         step: position on the x axis: episodes, environment steps or batches, as the loop counts.
         total: the step at which training ends.
         scalars: tag to value. `time/steps`, the work done so far, becomes `time/fps` as well.
-        headline: the tag by which the run is judged, larger is better: the progress bar shows it, `best/` follows it.
+        headline: the tag by which the run is judged, larger is better: the progress bar shows it.
         message: the line a pipe gets; empty for one made of step and headline.
         model: the live network; its gradients are those of the last update.
-        inputs: one batch of inputs of the model, for the graph.
+        inputs: one batch of inputs of the model, for the graph and, from two inputs up, for the activations.
         images: tag to a function that draws it. A picture costs time, and the loop may not depend on its being drawn.
+        curves: tag to what a precision-recall curve is made of.
+        best: the tag under which the largest headline so far is logged; empty for `best/<headline>`.
+        notice: a line that everybody should read, such as on which data is trained.
     """
 
     step: int
@@ -45,6 +51,9 @@ class Event:
     model: nn.Module | None = None
     inputs: Tensor | None = None
     images: Mapping[str, Image] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    best: str = ""
+    notice: str = ""
 
 
 Events = Iterator[Event]

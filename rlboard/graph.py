@@ -54,7 +54,7 @@ def graph_def(model: nn.Module, inputs: Any) -> GraphDef:
     arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     named_arguments = inspect.signature(model.forward).bind(*arguments).arguments
     recorder = _Recorder(model)
-    with _undisturbed(model, arguments), recorder.following_modules(model), recorder:
+    with undisturbed(model, arguments), recorder.following_modules(model), recorder:
         for name, tensor in _named_tensors(named_arguments):
             recorder.add_input(name, tensor)
         outputs = model(*arguments)
@@ -222,8 +222,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[None]:
-    """Evaluation mode without gradients; puts back whatever a forward pass could change."""
+def undisturbed(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards whatever a forward pass on `arguments` could change is put back."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer) for module in model.modules() for name, buffer in module.named_buffers(recurse=False)

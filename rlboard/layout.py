@@ -48,6 +48,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "vision": {
         "Training Metrics": {
             "Loss": exactly("Loss/train", "Loss/val"),
+            "Loss of single steps": exactly("Loss/train_step"),
             "Accuracy": exactly("Accuracy/train", "Accuracy/val"),
         },
         "Learning Rate": {"LR": exactly("Learning_Rate")},

@@ -145,7 +145,7 @@ def test_one_file_adds_an_agent(
     accumulator.Reload()
     assert [(point.step, point.value) for point in accumulator.Scalars("count")] == [(n, 2.0 * n) for n in range(6)]
     tags = accumulator.Tags()
-    assert "config/text_summary" in tags["tensors"]
+    assert "Hyperparameters/text_summary" in tags["tensors"]
     assert json.loads((tmp_path / "logs/COUNT_UP/first/run.json").read_text())["best"]["count"]["value"] == 10
 
 

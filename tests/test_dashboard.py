@@ -95,8 +95,10 @@ def test_the_policy_is_drawn(url: str) -> None:
 
 
 def test_text_tells_the_configuration(url: str) -> None:
-    assert set(get(url, "plugin/text/tags")[RUN]) == {"config/text_summary", "loop/text_summary"}
-    (config,) = get(url, "plugin/text/text", run=RUN, tag="config/text_summary")
+    assert set(get(url, "plugin/text/tags")[RUN]) == {
+        f"{tag}/text_summary" for tag in ("Hyperparameters", "loop", "Model/summary")
+    }
+    (config,) = get(url, "plugin/text/text", run=RUN, tag="Hyperparameters/text_summary")
     assert "<td>0.0002</td>" in config["text"]
     assert "--learning-rate" in config["text"]
 

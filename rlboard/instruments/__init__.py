@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from rlboard.events import Events
 from rlboard.instruments.console import console
 from rlboard.instruments.tabs import (
+    activations,
     custom_scalars,
     graph,
     histograms,
     hyperparameters,
     images,
+    pr_curves,
     scalars,
     text,
 )
@@ -27,6 +29,6 @@ _MINIMAL: tuple[Instrument, ...] = (hyperparameters, custom_scalars, text, scala
 
 INSTRUMENTS: Mapping[str, tuple[Instrument, ...]] = {
     "minimal": _MINIMAL,
-    "full": (graph, histograms, images, *_MINIMAL),
+    "full": (graph, histograms, activations, pr_curves, images, *_MINIMAL),
 }
 """The instruments of each value of `--log`, from the loop outwards."""

@@ -30,10 +30,17 @@ def console(events: Events, run: Run) -> Events:
     terminal.print(f"watch it with: tensorboard --logdir={run.options.log_dir}", markup=False)
     latest: dict[str, float] = {}
     show = _bar if terminal.is_terminal else _lines
-    for event in show(events, terminal):
+    for event in show(_noticed(events, terminal), terminal):
         latest.update(event.scalars)
         yield event
     terminal.print(_summary(run, latest))
+
+
+def _noticed(events: Events, terminal: Console) -> Events:
+    for event in events:
+        if event.notice:
+            terminal.print(event.notice, markup=False)
+        yield event
 
 
 def _lines(events: Events, terminal: Console) -> Events:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torchinfo
+from torch import Tensor, nn
 
 from rlboard.config import Value
-from rlboard.events import Events
+from rlboard.events import Event, Events
+from rlboard.graph import module_tree, undisturbed
 from rlboard.layout import LAYOUTS
 from rlboard.registry import Loop
 
@@ -22,14 +26,14 @@ HISTOGRAMS_PER_RUN = 50
 
 
 def scalars(events: Events, run: Run) -> Events:
-    """Scalars and Time Series: every scalar, and `best/<headline>` when it improves."""
+    """Scalars and Time Series: every scalar, and the best headline when it improves."""
     for event in events:
         values = dict(event.scalars)
         if event.headline in values:
             best = run.best.get(event.headline)
             if best is None or values[event.headline] > best["value"]:
                 run.best[event.headline] = {"value": values[event.headline], "step": event.step}
-                values[f"best/{event.headline}"] = values[event.headline]
+                values[event.best or f"best/{event.headline}"] = values[event.headline]
         if values:
             run.writer.log(event.step, values)
         yield event
@@ -51,10 +55,17 @@ def custom_scalars(events: Events, run: Run) -> Events:
 
 
 def text(events: Events, run: Run) -> Events:
-    """Text: what ran, with which configuration."""
-    run.writer.add_text("config", configuration_table(run.loop, run.hyperparameters), 0)
+    """Text: what ran, with which configuration, and what it has to say; the layers of the first model with inputs."""
+    run.writer.add_text("Hyperparameters", configuration_table(run.loop, run.hyperparameters), 0)
     run.writer.add_text("loop", run.loop.doc, 0)
-    yield from events
+    summarized = False
+    for event in events:
+        if event.notice:
+            run.writer.add_text("notice", event.notice, event.step)
+        if not summarized and event.model is not None and event.inputs is not None:
+            run.writer.add_text("Model/summary", model_summary(event.model, event.inputs[:1]), event.step)
+            summarized = True
+        yield event
 
 
 def configuration_table(loop: Loop, values: Mapping[str, Value]) -> str:
@@ -63,6 +74,16 @@ def configuration_table(loop: Loop, values: Mapping[str, Value]) -> str:
         f"| `{option.flag}` | {values[option.name]} | {option.default} | {option.help} |" for option in loop.options
     ]
     return "\n".join(["| option | value | default | what it does |", "|---|---|---|---|", *rows])
+
+
+def model_summary(model: nn.Module, inputs: Tensor) -> str:
+    """The layers of `model`, their shapes, parameters and multiplications, as a Markdown code block."""
+    with undisturbed(model, (inputs,)):
+        try:
+            table = str(torchinfo.summary(model, input_data=inputs, device=inputs.device, verbose=0))
+        except RuntimeError as error:  # what torchinfo makes of whatever a forward pass raises
+            return f"no summary: {error}\n\n{module_tree(model)}"
+    return f"```\n{table}\n```"
 
 
 def graph(events: Events, run: Run) -> Events:
@@ -84,7 +105,53 @@ def histograms(events: Events, run: Run) -> Events:
                 run.writer.add_histogram(f"Weights/{name}", parameter, event.step)
                 if parameter.grad is not None:
                     run.writer.add_histogram(f"Gradients/{name}", parameter.grad, event.step)
-            due = event.step + max(1, event.total // HISTOGRAMS_PER_RUN)
+            due = _next_histogram(event)
+        yield event
+
+
+def _next_histogram(event: Event) -> int:
+    return event.step + max(1, event.total // HISTOGRAMS_PER_RUN)
+
+
+def activations(events: Events, run: Run) -> Events:
+    """Histograms: what the stages of the model put out for the first inputs, as often as its weights."""
+    inputs, due = None, 0
+    for event in events:
+        inputs = event.inputs if inputs is None else inputs
+        if event.model is not None and inputs is not None and len(inputs) > 1 and event.step >= due:
+            for name, values in stage_outputs(event.model, inputs).items():
+                run.writer.add_histogram(f"Activations/{name}", values, event.step)
+            due = _next_histogram(event)
+        yield event
+
+
+def stage_outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """What the stages of `model` put out for `inputs`: its children, or, where one is a sequence, that one's."""
+    stages: dict[str, nn.Module] = {}
+    for name, child in model.named_children():
+        parts = child.named_children() if isinstance(child, nn.Sequential) else ()
+        stages |= {f"{name}.{part}": module for part, module in parts} or {name: child}
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, _: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs[name] = output.detach().clone()  # the next layer may write into it
+
+    hooks = [module.register_forward_hook(partial(keep, name)) for name, module in stages.items()]
+    try:
+        with undisturbed(model, (inputs,)):
+            model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+def pr_curves(events: Events, run: Run) -> Events:
+    """PR Curves: precision over recall of every class that the loop asks about."""
+    for event in events:
+        for tag, (labels, probabilities) in event.curves.items():
+            run.writer.add_pr_curve(tag, labels, probabilities, event.step)
         yield event
 
 
