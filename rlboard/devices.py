@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from rlboard.config import printable
@@ -34,3 +36,20 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: torch sees no Apple GPU here: use --device cpu")
     return device
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory used so far, in GB (2^30 bytes): by tensors on a CUDA device, else by the whole process.
+
+    NaN where the system does not tell (Windows).
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

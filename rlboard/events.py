@@ -32,7 +32,7 @@ class Event:
     Attributes:
         step: position on the x axis: episodes, environment steps or batches, as the loop counts.
         total: the step at which training ends.
-        scalars: tag to value. `time/steps`, the work done so far, becomes `time/fps` as well.
+        scalars: tag to value. The work done so far, `time/steps` or `time/images`, becomes a rate as well.
         headline: the tag by which the run is judged, larger is better: the progress bar shows it.
         message: the line a pipe gets; empty for one made of step and headline.
         model: the live network; its gradients are those of the last update.

@@ -53,6 +53,7 @@ LAYOUTS: Mapping[str, Layout] = {
         },
         "Learning Rate": {"LR": exactly("Learning_Rate")},
         "Per-Class Accuracy": {"Accuracy by class": below("Accuracy/class_")},
+        "Time": {"images per second": exactly("time/images_per_second")},
     },
 }
 """The dashboard of a track, by its package."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rlboard.writer import Writer
 
 SMALLEST_FREE_SPACE = 1 << 20  # bytes: less cannot hold a run's first second
+RATES = {"time/steps": "time/fps", "time/images": "time/images_per_second"}
 LONGEST_NAME = 100  # characters; file systems take 255 bytes, and a letter can be 4
 
 
@@ -204,15 +205,15 @@ def _watch(events: Events, run: Run) -> Events:
 
 
 def _timed(events: Events) -> Events:
-    """Adds `time/fps`, the work per second since the event before, to events that say how much work was done."""
+    """Adds the work per second since the event before to events that say how much work was done."""
     work, moment = 0.0, time.perf_counter()
     for event in events:
-        if "time/steps" in event.scalars:
-            done, now = event.scalars["time/steps"], time.perf_counter()
-            event = dataclasses.replace(
-                event, scalars={**event.scalars, "time/fps": (done - work) / max(now - moment, 1e-9)}
-            )
-            work, moment = done, now
+        for tag, rate in RATES.items():
+            if tag in event.scalars:
+                done, now = event.scalars[tag], time.perf_counter()
+                per_second = (done - work) / max(now - moment, 1e-9)
+                event = dataclasses.replace(event, scalars={**event.scalars, rate: per_second})
+                work, moment = done, now
         yield event
 
 

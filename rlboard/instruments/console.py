@@ -17,10 +17,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from rlboard.events import Event, Events
+from rlboard.events import Events
 
 if TYPE_CHECKING:
     from rlboard.run import Run
+
+UNITS = {"time/fps": "steps/s", "time/images_per_second": "images/s"}
 
 
 def console(events: Events, run: Run) -> Events:
@@ -67,18 +69,19 @@ def _bar(events: Events, terminal: Console) -> Events:
     )
     with progress:
         task = progress.add_task("starting", total=None)
+        headline, latest = "", dict[str, float]()
         for event in events:
-            progress.update(task, completed=event.step, total=event.total, description=_description(event))
+            headline = event.headline or headline
+            latest.update(event.scalars)
+            description = _description(headline, latest)
+            progress.update(task, completed=event.step, total=event.total, description=description)
             yield event
 
 
-def _description(event: Event) -> str:
-    parts = []
-    if event.headline in event.scalars:
-        parts.append(f"{event.headline} {event.scalars[event.headline]:.4g}")
-    if "time/fps" in event.scalars:
-        parts.append(f"{event.scalars['time/fps']:,.0f} steps/s")
-    return "  ".join(parts) or "starting"
+def _description(headline: str, latest: Mapping[str, float]) -> str:
+    shown = [f"{tag} {latest[tag]:.4g}" for tag in (headline, "Loss/train_step") if tag in latest]
+    rates = [f"{latest[tag]:,.0f} {unit}" for tag, unit in UNITS.items() if tag in latest]
+    return "  ".join(shown + rates) or "starting"
 
 
 def _summary(run: Run, latest: Mapping[str, float]) -> Table:

@@ -1,0 +1,234 @@
+"""Train an image classifier: on CIFAR-10, MNIST, generated shapes, or any folder or archive of images.
+
+The whole data set lies on the device as bytes, and crops, mirrors and normalises itself in tensor code. The network is
+trained on the cross-entropy of its logits z with the true class y, softened by label smoothing s over K classes,
+
+    loss = -sum_k q_k log softmax(z)_k,    q_k = (1 - s) [k = y] + s / K
+
+under a learning rate that rises and falls once. Accuracy is in percent, of the test images; with `--tta` the logits of
+an image and of its mirror image are added up.
+
+Sources: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009 (the data); K. Jordan, "94% on
+CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, arXiv:2404.00498 (the recipe); the networks and optimizers name theirs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlboard.config import option
+from rlboard.devices import peak_memory, resolve_device
+from rlboard.errors import NumericalError
+from rlboard.events import Curve, Event, Image
+from rlboard.seeding import seed_everything
+from vision._data import Batches, Dataset, Split, denormalise, load_dataset
+from vision._models import build_model, whiten
+from vision._optimizers import averaged, make_optimizer, schedule
+from vision._pictures import confusion_matrix, image_grid, worst_mistakes
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = option("auto", "auto, cifar10, mnist, shapes, or the path of a folder or archive of train/<class>/*",
+                       smoke="shapes", check="vision._data:check_data")  # fmt: skip
+    data_dir: str = option("", "where downloads and decoded images are kept (default: the user's cache)")
+    images: int = option(0, "use only so many images for training, and for testing; 0: all", min=0, smoke=1280)
+    model: str = option("resnet9", "network", choices=("speednet", "resnet9", "resnet18", "simplecnn", "vit"))
+    width: int = option(0, "channels of the first stage; 0: the network's own", min=0, max=4096, smoke=8)
+    epochs: int = option(10, "how often every training image is seen", min=1, smoke=1)
+    batch_size: int = option(256, "images in a step", min=1, smoke=128)
+    optimizer: str = option("muon", "how the weights move", choices=("sgd", "adamw", "muon"))
+    learning_rate: float = option(0.05, "largest step size", above=0, alias="--lr")
+    momentum: float = option(0.9, "of sgd and muon; the first beta of adamw", min=0, max=0.9999)
+    weight_decay: float = option(0.0, "decay of matrices and filters; vectors do not decay", min=0)
+    schedule: str = option("linear", "how the learning rate falls", choices=("cosine", "onecycle", "linear"))
+    warmup: float = option(0.1, "share of the training in which the learning rate rises", min=0, max=1)
+    label_smoothing: float = option(0.1, "share of the label that is spread over all classes", min=0, max=1)
+    ema: float = option(
+        0.0, "decay of the averaged weights that are tested; 0: the weights themselves", min=0, max=0.9999
+    )
+    flip: bool = option(True, "mirror images in every other epoch (never MNIST's digits)")
+    cutout: int = option(0, "side of a square that is cut out of every image, in pixels", min=0)
+    tta: bool = option(True, "test-time augmentation: add up the logits of an image and of its mirror image")
+    precision: str = option("auto", "of the forward pass; auto: bfloat16 on CUDA",
+                            choices=("auto", "float32", "bfloat16"))  # fmt: skip
+    compile: bool = option(False, "torch.compile: a slow start, then faster steps on a GPU")
+    log_every: int = option(50, "steps between two points of the training loss", min=1, smoke=10)
+    picture_every: int = option(5, "epochs between pictures and curves of the test; there are always some at the end",
+                                min=1)  # fmt: skip
+    threads: int = option(
+        0, "threads of the CPU; 0: as many as cores; fewer cost less CPU time in all", min=0, max=1024
+    )
+    seed: int = option(1, "seed of the weights, the order of the images and their augmentation", min=0)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", check="rlboard.devices:check_device")
+    deterministic: bool = option(False, "equal runs on a GPU too, at the price of speed")
+
+
+PRESETS: dict[str, dict[str, int | float | str | bool]] = {
+    "laptop": {},
+}
+
+
+def about(dataset: Dataset) -> str:
+    """What is trained on, in a line or two."""
+    counts = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
+    size = "x".join(map(str, dataset.train.images.shape[1:]))
+    facts = f"data: {dataset.name}, {counts} of {len(dataset.classes)} classes, {size}"
+    return f"{dataset.notice}\n{facts}" if dataset.notice else facts
+
+
+def first(split: Split, count: int) -> Split:
+    """The first images of a split."""
+    return Split(split.images[:count], split.labels[:count])
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batches: Batches, tta: bool) -> Tensor:
+    """The probabilities (N, classes) that `model` gives to each class for each image, on the CPU."""
+    model.eval()
+    logits = []
+    for inputs, _ in batches:
+        outputs = model(inputs).float()
+        logits.append(outputs + model(inputs.flip(3)).float() if tta else outputs)
+    model.train()
+    return (torch.cat(logits) / (2 if tta else 1)).softmax(dim=1).cpu()
+
+
+def scores(probabilities: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, float]:
+    """Loss and accuracy of the test, and the accuracy of each class, from (N, classes) and (N,)."""
+    right = probabilities.argmax(dim=1) == labels
+    counts = labels.bincount(minlength=len(classes)).clamp(min=1)
+    by_class = 100 * labels[right].bincount(minlength=len(classes)) / counts
+    scalars = {
+        "Loss/val": functional.nll_loss(probabilities.clamp(min=1e-30).log(), labels).item(),
+        "Accuracy/val": 100 * right.float().mean().item(),
+    }
+    return scalars | {f"Accuracy/class_{name}": by_class[index].item() for index, name in enumerate(classes)}
+
+
+def pictures(probabilities: Tensor, dataset: Dataset) -> dict[str, Image]:
+    """What was taken for what in a test, and where the model was surest and wrong."""
+    images, labels, classes = dataset.test.images.cpu(), dataset.test.labels.cpu(), dataset.classes
+    pairs = labels * len(classes) + probabilities.argmax(dim=1)
+    counts = pairs.bincount(minlength=len(classes) ** 2).reshape(len(classes), len(classes))
+    return {
+        "Test/confusion_matrix": partial(confusion_matrix, counts, classes),
+        "Test/worst_mistakes": partial(worst_mistakes, images, labels, probabilities, classes),
+    }
+
+
+def curves(probabilities: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Curve]:
+    """What the precision-recall curve of each class is made of."""
+    return {
+        f"PR/{name}": ((labels == index).numpy(), probabilities[:, index].numpy()) for index, name in enumerate(classes)
+    }
+
+
+def train(config: Config) -> Iterator[Event]:
+    """Trains, and yields an event at step 0, every `log_every` steps, and after every epoch; the x axis counts steps.
+
+    Raises:
+        UsageError: the device cannot be used, or there are fewer images than in a batch (before the first event).
+        DataError: the data cannot be had or read (before the first event).
+        NumericalError: the loss is NaN or infinite.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    seed_everything(config.seed, config.deterministic)
+    device = resolve_device(config.device)
+    dataset = load_dataset(config.data, config.data_dir, device)
+    if config.images:
+        dataset = replace(dataset, train=first(dataset.train, config.images), test=first(dataset.test, config.images))
+    channels, image_size = dataset.train.images.shape[1], dataset.train.images.shape[-1]
+    flip = config.flip and dataset.name != "MNIST"
+    generator = torch.Generator(device).manual_seed(config.seed)
+    prepared = partial(Batches, mean=dataset.mean, std=dataset.std, channels_last=True)
+    augmented = partial(prepared, augment=True, flip=flip, cutout=config.cutout)
+    batches = augmented(dataset.train, batch_size=config.batch_size, generator=generator)
+    tests = prepared(dataset.test, batch_size=1000, augment=False)
+    batch_size = min(config.batch_size, len(dataset.train.labels))
+
+    model = build_model(
+        config.model, classes=len(dataset.classes), channels=channels, image_size=image_size, width=config.width
+    )
+    model.to(device).to(memory_format=torch.channels_last)
+    whiten(model, next(iter(prepared(first(dataset.train, 4096), batch_size=4096, augment=False)))[0])
+    network = torch.compile(model) if config.compile else model
+    average = averaged(model, config.ema) if config.ema else None
+    optimizer = make_optimizer(
+        model, config.optimizer, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    rates = [group["lr"] for group in optimizer.param_groups]
+    bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
+
+    total, step = config.epochs * len(batches), 0
+    shown = augmented(first(dataset.train, 64), batch_size=64, generator=torch.Generator(device).manual_seed(0))
+    inputs = next(iter(shown))[0]
+    samples = denormalise(inputs, dataset.mean, dataset.std)
+    images = {"Input/samples": partial(image_grid, samples)}
+    yield Event(0, total, model=model, inputs=inputs, images=images, notice=about(dataset))
+
+    best = 0.0
+    for epoch in range(1, config.epochs + 1):
+        loss_sum = torch.zeros((), device=device)
+        right = torch.zeros((), device=device, dtype=torch.long)
+        for inputs, labels in batches:
+            factor = schedule(config.schedule, step / total, config.warmup)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = factor * rate
+            with autocast():
+                logits = network(inputs)
+            memory = peak_memory(device) if step == 0 else 0.0
+            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(model)
+            step += 1
+            loss_sum += loss.detach() * len(labels)
+            right += (logits.argmax(dim=1) == labels).sum()
+            if step == 1 or step % config.log_every == 0:
+                scalars = {
+                    "Loss/train_step": finite(loss, step),
+                    "Learning_Rate": factor * config.learning_rate,
+                    "time/images": step * batch_size,
+                }
+                yield Event(step, total, scalars | ({"Memory/forward_GB": memory} if memory else {}))
+
+        with autocast():
+            probabilities = predict(model if average is None else average, tests, config.tta and flip)
+        truth = dataset.test.labels.cpu()
+        seen = len(batches) * batch_size
+        scalars = {
+            "Loss/train": finite(loss_sum, step) / seen,
+            "Accuracy/train": 100 * right.item() / seen,
+            "Memory/total_GB": peak_memory(device),
+            **scores(probabilities, truth, dataset.classes),
+        }
+        best = max(best, scalars["Accuracy/val"])
+        last = epoch == config.epochs
+        if last:
+            scalars |= {"hparam/best_accuracy": best, "hparam/final_loss": scalars["Loss/val"]}
+        draws = last or epoch % config.picture_every == 0
+        yield Event(
+            step, total, scalars, "Accuracy/val",
+            f"epoch {epoch}/{config.epochs}: loss {scalars['Loss/train']:.3f}, test loss {scalars['Loss/val']:.3f}, "
+            f"accuracy {scalars['Accuracy/train']:.1f} %, test accuracy {scalars['Accuracy/val']:.2f} %",
+            model,
+            images=pictures(probabilities, dataset) if draws else {},
+            curves=curves(probabilities, truth, dataset.classes) if draws else {},
+            best="Best/val_accuracy",
+        )  # fmt: skip
+
+
+def finite(loss: Tensor, step: int) -> float:
+    """The number in a loss. Raises NumericalError if it is none."""
+    if not loss.isfinite():
+        raise NumericalError(f"the loss is {loss.item()} at step {step}: try a smaller --learning-rate")
+    return loss.item()
