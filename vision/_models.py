@@ -323,6 +323,7 @@ class SimpleCNN(Classifier):
                 "layer1": _plain_unit(channels, w),
                 "layer2": _plain_unit(w, 2 * w),
                 "layer3": _plain_unit(2 * w, 4 * w),
+                "pool": nn.AdaptiveAvgPool2d(image_size // 8),  # changes nothing but for images of another size
                 "flatten": nn.Flatten(),
                 "hidden": nn.Sequential(nn.Linear(4 * w * (image_size // 8) ** 2, 8 * w), nn.ReLU()),
             },

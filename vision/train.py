@@ -36,13 +36,17 @@ class Config:
     data: str = option("auto", "auto, cifar10, mnist, shapes, or the path of a folder or archive of train/<class>/*",
                        smoke="shapes", check="vision._data:check_data")  # fmt: skip
     data_dir: str = option("", "where downloads and decoded images are kept (default: the user's cache)")
-    images: int = option(0, "use only so many images for training, and for testing; 0: all", min=0, smoke=1280)
-    model: str = option("resnet9", "network", choices=("speednet", "resnet9", "resnet18", "simplecnn", "vit"))
+    images: int = option(0, "use only so many images for training, and for testing; 0: all", min=0, smoke=640)
+    model: str = option("laptopnet", "network",
+                        choices=("laptopnet", "speednet", "resnet9", "resnet18", "simplecnn", "vit"))  # fmt: skip
     width: int = option(0, "channels of the first stage; 0: the network's own", min=0, max=4096, smoke=8)
-    epochs: int = option(10, "how often every training image is seen", min=1, smoke=1)
-    batch_size: int = option(256, "images in a step", min=1, smoke=128)
+    epochs: int = option(5, "how often every training image is seen", min=1, smoke=1)
+    batch_size: int = option(128, "images in a step", min=1, smoke=32)
     optimizer: str = option("muon", "how the weights move", choices=("sgd", "adamw", "muon"))
-    learning_rate: float = option(0.05, "largest step size", above=0, alias="--lr")
+    learning_rate: float = option(0.12, "largest step size", above=0, alias="--lr")
+    other_learning_rate: float = option(
+        0.0, "muon: of the output layer and the vectors, which move by SGD; 0: the network's own", min=0
+    )
     momentum: float = option(0.9, "of sgd and muon; the first beta of adamw", min=0, max=0.9999)
     weight_decay: float = option(0.0, "decay of matrices and filters; vectors do not decay", min=0)
     schedule: str = option("linear", "how the learning rate falls", choices=("cosine", "onecycle", "linear"))
@@ -51,9 +55,12 @@ class Config:
     ema: float = option(
         0.0, "decay of the averaged weights that are tested; 0: the weights themselves", min=0, max=0.9999
     )
+    crop: int = option(2, "pixels by which a crop may be shifted, under reflection at the border", min=0, max=32)
     flip: bool = option(True, "mirror images in every other epoch (never MNIST's digits)")
     cutout: int = option(0, "side of a square that is cut out of every image, in pixels", min=0)
     tta: bool = option(True, "test-time augmentation: add up the logits of an image and of its mirror image")
+    progressive: float = option(0.4, "share of the training on images of three quarters of the side, which cost half",
+                                min=0, max=1)  # fmt: skip
     precision: str = option("auto", "of the forward pass; auto: bfloat16 on CUDA",
                             choices=("auto", "float32", "bfloat16"))  # fmt: skip
     compile: bool = option(False, "torch.compile: a slow start, then faster steps on a GPU")
@@ -69,8 +76,23 @@ class Config:
 
 
 PRESETS: dict[str, dict[str, int | float | str | bool]] = {
-    "laptop": {},
-}
+    "laptop": {"model": "laptopnet", "epochs": 5},
+    "patient": {"model": "laptopnet", "width": 48, "epochs": 12, "progressive": 0.5},
+    "lesson": {
+        "model": "resnet18", "epochs": 10, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4,
+        "schedule": "cosine", "warmup": 0.0, "label_smoothing": 0.0, "crop": 4, "progressive": 0.0, "tta": False,
+    },
+    "speedrun": {
+        "model": "speednet", "epochs": 8, "batch_size": 2000, "learning_rate": 0.24, "momentum": 0.6, "warmup": 0.0,
+        "label_smoothing": 0.2, "progressive": 0.0, "compile": True,
+    },
+    "accurate": {
+        "model": "resnet18", "epochs": 60, "batch_size": 512, "learning_rate": 0.05, "weight_decay": 0.01, "crop": 4,
+        "schedule": "cosine", "cutout": 12, "ema": 0.999, "progressive": 0.0, "compile": True,
+    },
+}  # fmt: skip
+
+SCALED = ("laptopnet", "speednet")  # networks that divide their logits by their number of features
 
 
 def about(dataset: Dataset) -> str:
@@ -147,7 +169,7 @@ def train(config: Config) -> Iterator[Event]:
     flip = config.flip and dataset.name != "MNIST"
     generator = torch.Generator(device).manual_seed(config.seed)
     prepared = partial(Batches, mean=dataset.mean, std=dataset.std, channels_last=True)
-    augmented = partial(prepared, augment=True, flip=flip, cutout=config.cutout)
+    augmented = partial(prepared, augment=True, flip=flip, cutout=config.cutout, padding=config.crop)
     batches = augmented(dataset.train, batch_size=config.batch_size, generator=generator)
     tests = prepared(dataset.test, batch_size=1000, augment=False)
     batch_size = min(config.batch_size, len(dataset.train.labels))
@@ -160,7 +182,12 @@ def train(config: Config) -> Iterator[Event]:
     network = torch.compile(model) if config.compile else model
     average = averaged(model, config.ema) if config.ema else None
     optimizer = make_optimizer(
-        model, config.optimizer, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        model,
+        config.optimizer,
+        config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        other_learning_rate=config.other_learning_rate or (2.0 if config.model in SCALED else 0.05),
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
@@ -181,6 +208,8 @@ def train(config: Config) -> Iterator[Event]:
             factor = schedule(config.schedule, step / total, config.warmup)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = factor * rate
+            if step < config.progressive * total:
+                inputs = functional.interpolate(inputs, size=image_size * 3 // 4, mode="bilinear", antialias=True)
             with autocast():
                 logits = network(inputs)
             memory = peak_memory(device) if step == 0 else 0.0
