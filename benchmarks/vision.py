@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,7 +161,7 @@ def benchmarks(quick: bool, data: str = "", device: str = "cpu", count: int = SE
                 preset,
                 "training",
                 [Function("rlboard", partial(seeds, preset, data, device, count))],
-                f"--preset {preset} on {data}, {device}, {count} seeds",
+                f"--preset {preset} on {Path(data).name}, {device}, {count} seeds",
             )
             for preset in (CPU_PRESETS if device == "cpu" else CUDA_PRESETS)
             if data
@@ -174,5 +175,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     own, others = parser.parse_known_args()
+    if own.data and Path(own.data).exists():
+        own.data = str(Path(own.data).absolute())  # each contender runs in a directory of its own
     chosen: Callable[[bool], list[Benchmark]] = partial(benchmarks, data=own.data, device=own.device, count=own.seeds)
     raise SystemExit(main(chosen, others))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from rlboard.cli import main
 from rlboard.instruments.tabs import model_summary, stage_outputs
 from tests.browser import get, tensorboard
+from tests.test_vision_data import SHARED
 from vision._data import Batches, Split
 from vision._models import build_model
 from vision._pictures import confusion_matrix, image_grid, worst_mistakes
@@ -144,7 +146,7 @@ def test_equal_seeds_are_equal_weights_whatever_is_logged(log_dir: Path) -> None
 
 
 @pytest.mark.parametrize("options", [
-    ["--model=speednet", "--optimizer=sgd", "--schedule=cosine", "--lr=0.01", "--ema=0.9"],
+    ["--model=speednet", "--optimizer=sgd", "--schedule=cosine", "--lr=0.5", "--ema=0.9"],
     ["--model=simplecnn", "--optimizer=adamw", "--schedule=onecycle", "--lr=1e-3", "--no-tta", "--cutout=8"],
     ["--model=resnet18", "--precision=bfloat16", "--no-flip"],
     ["--model=vit", "--width=64", "--optimizer=adamw", "--lr=1e-3"],
@@ -241,3 +243,53 @@ def test_pr_curves_are_read_back(events: EventAccumulator) -> None:
     assert len(tags) == CLASSES
     metadata = events.SummaryMetadata(tags[0])
     assert metadata.plugin_data.plugin_name == pr_curve_metadata.PLUGIN_NAME
+
+
+@pytest.mark.slow
+def test_the_defaults_learn_the_shapes(tmp_path: Path) -> None:
+    assert main(["vision", "train", "--data=shapes", "--epochs=2", "--run-name=a", "--log-dir", str(tmp_path)]) == 0
+    assert facts(tmp_path, "vision/train/a")["best"]["Accuracy/val"]["value"] > 97
+
+
+@pytest.mark.slow
+def test_one_epoch_of_the_defaults_on_cifar10(tmp_path: Path) -> None:
+    archive = SHARED / "cifar10-jpeg.tar.xz"
+    if not archive.exists():
+        pytest.skip(f"{archive.name} is neither in RLBOARD_TEST_DATA nor beside the project")
+    arguments = ["--data", str(archive), "--data-dir", str(tmp_path), "--epochs=1", "--run-name=a"]
+    assert main(["vision", "train", *arguments, "--log-dir", str(tmp_path)]) == 0
+    assert facts(tmp_path, "vision/train/a")["best"]["Accuracy/val"]["value"] > 70
+
+
+@pytest.mark.slow
+def test_mnist_is_the_same_command(tmp_path: Path) -> None:
+    archive = SHARED / "mnist-raw.tar.xz"
+    if not archive.exists():
+        pytest.skip(f"{archive.name} is neither in RLBOARD_TEST_DATA nor beside the project")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    arguments = ["--data=mnist", "--data-dir", str(tmp_path), "--epochs=1", "--run-name=a"]
+    assert main(["vision", "train", *arguments, "--log-dir", str(tmp_path)]) == 0
+    assert facts(tmp_path, "vision/train/a")["best"]["Accuracy/val"]["value"] > 98
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("preset", ["laptop", "lesson", "speedrun", "accurate"])
+def test_every_preset_on_a_gpu(preset: str, tmp_path: Path) -> None:
+    arguments = ["--smoke", f"--preset={preset}", "--device=cuda", "--run-name=a", "--epochs=2"]
+    assert main(["vision", "train", *arguments, "--log-dir", str(tmp_path)]) == 0
+    accumulator = EventAccumulator(str(tmp_path / RUN.replace("smoke", "a")))
+    accumulator.Reload()
+    assert accumulator.Scalars("Memory/total_GB")[-1].value > 0
+    assert np.isfinite([event.value for event in accumulator.Scalars("Loss/train_step")]).all()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_equal_seeds_are_equal_weights_on_a_gpu_if_asked_for(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        arguments = ["--smoke", "--device=cuda", "--deterministic", "--progressive=0", f"--run-name={name}"]
+        assert main(["vision", "train", *arguments, "--log-dir", str(tmp_path)]) == 0
+    hashes = [facts(tmp_path, f"vision/train/{name}")["weights_sha256"] for name in ("a", "b")]
+    assert hashes[0] == hashes[1]

@@ -122,7 +122,7 @@ def _load(data: str, cache: Path) -> Dataset:
         try:
             return _cifar10(cache, cache)
         except DataError:
-            notice = "CIFAR-10 cannot be had: this is the set shapes. --data cifar10 says how to get it"
+            notice = "CIFAR-10 cannot be had: training on the generated set shapes; --data cifar10 says how to get it"
             return replace(_shapes(), notice=notice)
     if data == "shapes":
         return _shapes()

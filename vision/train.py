@@ -33,7 +33,7 @@ from vision._pictures import confusion_matrix, image_grid, worst_mistakes
 
 @dataclass(frozen=True)
 class Config:
-    data: str = option("auto", "auto, cifar10, mnist, shapes, or the path of a folder or archive of train/<class>/*",
+    data: str = option("auto", "auto, cifar10, mnist, shapes, or the path of a folder or archive of train/CLASS/*",
                        smoke="shapes", check="vision._data:check_data")  # fmt: skip
     data_dir: str = option("", "where downloads and decoded images are kept (default: the user's cache)")
     images: int = option(0, "use only so many images for training, and for testing; 0: all", min=0, smoke=640)
