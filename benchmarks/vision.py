@@ -100,7 +100,7 @@ def logged(options: dict[str, Any], level: str) -> Measurement:
 def seeds(preset: str, data: str, device: str, count: int) -> Measurement:
     """Trains `count` seeds; the columns are the accuracies and what a training took, without data and imports."""
     (loop,) = (loop for track in TRACKS for loop in track.loops() if loop.name == "train")
-    accuracies, seconds, total = [], [], 0.0
+    accuracies, plain, seconds, total = [], [], [], 0.0
     for seed in range(1, count + 1):
         options: dict[str, Any] = loop.defaults(preset) | {"data": data, "device": device, "seed": seed}
         options["threads"] = 1 if device == "cpu" else 0
@@ -110,9 +110,11 @@ def seeds(preset: str, data: str, device: str, count: int) -> Measurement:
         for event in events:
             if "Accuracy/val" in event.scalars:
                 accuracy = event.scalars["Accuracy/val"]
+                with_tta = event.scalars.get("Accuracy/val_tta", accuracy)
             total = max(total, event.scalars.get("time/images", 0.0))
         taken = watch.stop(work=1)
-        accuracies.append(accuracy)
+        accuracies.append(with_tta)
+        plain.append(accuracy)
         seconds.append(taken.cpu_seconds if device == "cpu" else taken.wall_seconds)
         print(f"{preset}, seed {seed}: {accuracy:.2f} %, {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
     return Measurement(
@@ -121,6 +123,7 @@ def seeds(preset: str, data: str, device: str, count: int) -> Measurement:
         sum(seconds),
         extra={
             "mean %": statistics.fmean(accuracies),
+            "without TTA": statistics.fmean(plain),
             "lowest %": min(accuracies),
             "highest %": max(accuracies),
             "median s": statistics.median(seconds),

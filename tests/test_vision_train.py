@@ -24,7 +24,7 @@ from tests.test_vision_data import SHARED
 from vision._data import Batches, Split
 from vision._models import build_model
 from vision._pictures import confusion_matrix, image_grid, worst_mistakes
-from vision.train import Config, curves, predict, scores, train
+from vision.train import Config, curves, predict, scores, shifted_views, train
 
 RUN = "vision/train/smoke"
 CLASSES = 10
@@ -62,7 +62,14 @@ def test_every_scalar_of_the_lesson_is_there(events: EventAccumulator) -> None:
     assert len(by_class) == CLASSES
     assert tags - by_class == {
         *("Loss/train_step", "Loss/train", "Loss/val", "Accuracy/train", "Accuracy/val", "Best/val_accuracy"),
-        *("Learning_Rate", "Memory/forward_GB", "Memory/total_GB", "hparam/best_accuracy", "hparam/final_loss"),
+        *(
+            "Accuracy/val_tta",
+            "Learning_Rate",
+            "Memory/forward_GB",
+            "Memory/total_GB",
+            "hparam/best_accuracy",
+            "hparam/final_loss",
+        ),
         *("time/images", "time/images_per_second"),
     }
 
@@ -202,9 +209,20 @@ def test_prediction_adds_up_the_mirror_image_and_covers_every_image() -> None:
     with torch.no_grad():
         plain, both = model(inputs), (model(inputs) + model(inputs.flip(3))) / 2
     model.train()
-    torch.testing.assert_close(predict(model, batches, tta=False), plain.softmax(1))
-    torch.testing.assert_close(predict(model, batches, tta=True), both.softmax(1))
+    torch.testing.assert_close(predict(model, batches), plain.softmax(1))
+    torch.testing.assert_close(predict(model, batches, lambda images: [images, images.flip(3)]), both.softmax(1))
     assert model.training
+
+
+def test_views_are_moved_by_a_pixel_and_mirrored() -> None:
+    images = torch.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    views = shifted_views(images, flip=True)
+    assert len(views) == 6
+    assert torch.equal(views[1][..., 1:, 1:], images[..., :-1, :-1])
+    assert torch.equal(views[2][..., :-1, :-1], images[..., 1:, 1:])
+    assert torch.equal(views[1][..., 0, 1:], images[..., 1, :-1]), "the border is a mirror"
+    assert all(torch.equal(mirrored, view.flip(3)) for view, mirrored in zip(views[:3], views[3:], strict=True))
+    assert len(shifted_views(images, flip=False)) == 3
 
 
 def test_activations_are_those_of_the_stages_and_leave_no_trace() -> None:

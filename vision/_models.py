@@ -152,7 +152,7 @@ class LaptopNet(Classifier):
 
         stage            shape after it    layers
         whiten           32 x 16 x 16      3x3 convolution with stride 2, ReLU
-        group1           w x 16 x 16       3x3 convolution, batch norm, ReLU
+        group1           w x 16 x 16       3x3 convolution, batch norm, GELU, and a residual of the same
         group2           2w x 8 x 8        max-pool, the same, and a residual of the same
         group3           4w x 4 x 4        max-pool, the same, and a residual of the same
         pool             4w                maximum over all places
@@ -165,7 +165,7 @@ class LaptopNet(Classifier):
             {
                 "whiten": nn.Conv2d(channels, 2 * kept, 3, stride=2, padding=1, bias=False),
                 "activation": nn.ReLU(inplace=True),
-                "group1": _normalized(2 * kept, w),
+                "group1": nn.Sequential(_normalized(2 * kept, w), Residual(_normalized(w, w))),
                 "group2": nn.Sequential(nn.MaxPool2d(2), _normalized(w, 2 * w), Residual(_normalized(2 * w, 2 * w))),
                 "group3": nn.Sequential(
                     nn.MaxPool2d(2), _normalized(2 * w, 4 * w), Residual(_normalized(4 * w, 4 * w))
@@ -182,7 +182,7 @@ def _normalized(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
         nn.BatchNorm2d(outputs, momentum=0.4),
-        nn.ReLU(inplace=True),
+        nn.GELU(),
     )
 
 
