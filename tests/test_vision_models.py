@@ -62,7 +62,7 @@ def test_logits_are_the_head_of_the_features_at_any_size(name: str, channels: in
 # Counted by hand from the tables in the docstrings, with w = 64 (laptopnet and simplecnn 32, vit 192) and 10 classes.
 COUNTS = {
     "speednet": 3 * 4 * 24 + 24 + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256) + 2 * 2 * (64 + 256 + 256) + 2560,
-    "laptopnet": 27 * 32 + 9 * (32 * 32 + 32 * 64 + 64**2 + 64 * 128 + 128**2) + 2 * (32 + 2 * 64 + 2 * 128) + 1280,
+    "laptopnet": 27 * 32 + 9 * (2 * 32**2 + 32 * 64 + 64**2 + 64 * 128 + 128**2) + 4 * (32 + 64 + 128) + 1280,
     "resnet9": 9 * (3 * 64 + 64 * 128 + 2 * 128**2 + 128 * 256 + 256 * 512 + 2 * 512**2)
     + 2 * (64 + 3 * 128 + 256 + 3 * 512)
     + 5120,
