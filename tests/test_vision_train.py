@@ -22,9 +22,10 @@ from rlboard.instruments.tabs import model_summary, stage_outputs
 from tests.browser import get, tensorboard
 from tests.test_vision_data import SHARED
 from vision._data import Batches, Split
+from vision._evaluation import curves, predict, scores, shifted_views
 from vision._models import build_model
 from vision._pictures import confusion_matrix, image_grid, worst_mistakes
-from vision.train import Config, curves, predict, scores, shifted_views, train
+from vision.train import Config, train
 
 RUN = "vision/train/smoke"
 CLASSES = 10

@@ -5,30 +5,31 @@ trained on the cross-entropy of its logits z with the true class y, softened by 
 
     loss = -sum_k q_k log softmax(z)_k,    q_k = (1 - s) [k = y] + s / K
 
-under a learning rate that rises and falls once. Accuracy is in percent, of the test images; at the
-end, `Accuracy/val_tta` is that of the mean logits of each image, its mirror image, and both shifted by a pixel.
+under a learning rate that rises and falls once. Accuracy is in percent, of the test images; at the end,
+`Accuracy/val_tta` is that of the mean logits of each image, its mirror image, and both shifted by a pixel.
 
 Sources: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009 (the data); K. Jordan, "94% on
 CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, arXiv:2404.00498 (the recipe); the networks and optimizers name theirs.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from rlboard.config import option
 from rlboard.devices import peak_memory, resolve_device
-from rlboard.errors import NumericalError
-from rlboard.events import Curve, Event, Image
+from rlboard.errors import NumericalError, UsageError
+from rlboard.events import Event
 from rlboard.seeding import seed_everything
 from vision._data import Batches, Dataset, Split, denormalise, load_dataset
+from vision._evaluation import curves, pictures, predict, scores, shifted_views
 from vision._models import build_model, whiten
 from vision._optimizers import averaged, make_optimizer, schedule
-from vision._pictures import confusion_matrix, image_grid, worst_mistakes
+from vision._pictures import image_grid
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,6 @@ PRESETS: dict[str, dict[str, int | float | str | bool]] = {
 SCALED = ("laptopnet", "speednet")  # networks that divide their logits by their number of features
 
 
-Views = Callable[[Tensor], Iterable[Tensor]]
-
-
-def one_view(inputs: Tensor) -> list[Tensor]:
-    return [inputs]
-
-
-def shifted_views(inputs: Tensor, flip: bool) -> list[Tensor]:
-    """Images, as they are and moved by a pixel up left and down right, and the mirror images of all of them."""
-    padded = functional.pad(inputs, (1, 1, 1, 1), mode="reflect")
-    views = [inputs, padded[..., :-2, :-2], padded[..., 2:, 2:]]
-    return [*views, *(view.flip(3) for view in views)] if flip else views
-
-
 def about(dataset: Dataset) -> str:
     """What is trained on, in a line or two."""
     counts = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
@@ -122,53 +109,11 @@ def first(split: Split, count: int) -> Split:
     return Split(split.images[:count], split.labels[:count])
 
 
-@torch.no_grad()
-def predict(model: nn.Module, batches: Batches, views: Views = one_view) -> Tensor:
-    """The probabilities (N, classes) that `model` gives to each class for each image, on the CPU.
-
-    Logits are the means over `views` of an image, as in airbench.
-    """
-    model.eval()
-    logits = [torch.stack([model(view).float() for view in views(inputs)]).mean(dim=0) for inputs, _ in batches]
-    model.train()
-    return torch.cat(logits).softmax(dim=1).cpu()
-
-
-def scores(probabilities: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, float]:
-    """Loss and accuracy of the test, and the accuracy of each class, from (N, classes) and (N,)."""
-    right = probabilities.argmax(dim=1) == labels
-    counts = labels.bincount(minlength=len(classes)).clamp(min=1)
-    by_class = 100 * labels[right].bincount(minlength=len(classes)) / counts
-    scalars = {
-        "Loss/val": functional.nll_loss(probabilities.clamp(min=1e-30).log(), labels).item(),
-        "Accuracy/val": 100 * right.float().mean().item(),
-    }
-    return scalars | {f"Accuracy/class_{name}": by_class[index].item() for index, name in enumerate(classes)}
-
-
-def pictures(probabilities: Tensor, dataset: Dataset) -> dict[str, Image]:
-    """What was taken for what in a test, and where the model was surest and wrong."""
-    images, labels, classes = dataset.test.images.cpu(), dataset.test.labels.cpu(), dataset.classes
-    pairs = labels * len(classes) + probabilities.argmax(dim=1)
-    counts = pairs.bincount(minlength=len(classes) ** 2).reshape(len(classes), len(classes))
-    return {
-        "Test/confusion_matrix": partial(confusion_matrix, counts, classes),
-        "Test/worst_mistakes": partial(worst_mistakes, images, labels, probabilities, classes),
-    }
-
-
-def curves(probabilities: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Curve]:
-    """What the precision-recall curve of each class is made of."""
-    return {
-        f"PR/{name}": ((labels == index).numpy(), probabilities[:, index].numpy()) for index, name in enumerate(classes)
-    }
-
-
 def train(config: Config) -> Iterator[Event]:
     """Trains, and yields an event at step 0, every `log_every` steps, and after every epoch; the x axis counts steps.
 
     Raises:
-        UsageError: the device cannot be used, or there are fewer images than in a batch (before the first event).
+        UsageError: the device or the images cannot be used with these options (before the first event).
         DataError: the data cannot be had or read (before the first event).
         NumericalError: the loss is NaN or infinite.
     """
@@ -180,6 +125,8 @@ def train(config: Config) -> Iterator[Event]:
     if config.images:
         dataset = replace(dataset, train=first(dataset.train, config.images), test=first(dataset.test, config.images))
     channels, image_size = dataset.train.images.shape[1], dataset.train.images.shape[-1]
+    if config.crop >= image_size:
+        raise UsageError(f"--crop {config.crop} is too much for images of {image_size} pixels: give less than that")
     flip = config.flip and dataset.name != "MNIST"
     generator = torch.Generator(device).manual_seed(config.seed)
     prepared = partial(Batches, mean=dataset.mean, std=dataset.std, channels_last=True)
@@ -258,20 +205,27 @@ def train(config: Config) -> Iterator[Event]:
         last = epoch == config.epochs
         if last:
             scalars |= {"hparam/best_accuracy": best, "hparam/final_loss": scalars["Loss/val"]}
+        message = (
+            f"epoch {epoch}/{config.epochs}: loss {scalars['Loss/train']:.3f}, test loss {scalars['Loss/val']:.3f}, "
+            f"accuracy {scalars['Accuracy/train']:.1f} %, test accuracy {scalars['Accuracy/val']:.2f} %"
+        )
         if last and config.tta:
             with autocast():
                 views = predict(model if average is None else average, tests, partial(shifted_views, flip=flip))
             scalars["Accuracy/val_tta"] = scores(views, truth, dataset.classes)["Accuracy/val"]
+            message += f", {scalars['Accuracy/val_tta']:.2f} % with test-time augmentation"
         draws = last or epoch % config.picture_every == 0
         yield Event(
-            step, total, scalars, "Accuracy/val",
-            f"epoch {epoch}/{config.epochs}: loss {scalars['Loss/train']:.3f}, test loss {scalars['Loss/val']:.3f}, "
-            f"accuracy {scalars['Accuracy/train']:.1f} %, test accuracy {scalars['Accuracy/val']:.2f} %",
+            step,
+            total,
+            scalars,
+            "Accuracy/val",
+            message,
             model,
             images=pictures(probabilities, dataset) if draws else {},
             curves=curves(probabilities, truth, dataset.classes) if draws else {},
             best="Best/val_accuracy",
-        )  # fmt: skip
+        )
 
 
 def finite(loss: Tensor, step: int) -> float:
