@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import reader, reinforce, writer
+from benchmarks import reader, reinforce, vision, writer
 from benchmarks.harness import (
     Benchmark,
     Command,
@@ -228,7 +228,7 @@ def test_machine_line_and_json_name_the_versions() -> None:
 
 
 def test_names_are_unique() -> None:
-    for module in (reader, reinforce, writer):
+    for module in (reader, reinforce, vision, writer):
         benchmarks = module.benchmarks(True)
         for names in (
             [benchmark.name for benchmark in benchmarks],
@@ -237,7 +237,7 @@ def test_names_are_unique() -> None:
             assert len(set(names)) == len(names)
 
 
-HEAVY = {"command", "graph-resnet18", "graph-vit", "start"}
+HEAVY = {"command", "graph-resnet18", "graph-vit", "loading", "loading-cutout", "logging", "start"}
 EVERY_BENCHMARK = [
     pytest.param(
         module.benchmarks,
@@ -245,7 +245,7 @@ EVERY_BENCHMARK = [
         marks=[pytest.mark.slow] if benchmark.name in HEAVY else [],
         id=benchmark.name,
     )
-    for module in (reader, reinforce, writer)
+    for module in (reader, reinforce, vision, writer)
     for benchmark in module.benchmarks(True)
 ]
 

@@ -59,13 +59,16 @@ def steps(directory: Path, tag: str = "loss") -> list[int]:
     return [step for name, step, _, _ in points(path) if name == tag]
 
 
+INTERRUPTIBLE = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background ignores it
+
+
 @pytest.mark.parametrize(
     ("end", "code"),
     [
         ("", 0),
         ("raise RuntimeError('training failed')", 1),
         ("sys.exit(3)", 3),
-        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(5)", -signal.SIGINT),
+        (f"{INTERRUPTIBLE}; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)", -signal.SIGINT),
         pytest.param("os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)", -signal.SIGTERM, marks=posix),
         ("del file", 0),
         ("import ctypes; ctypes.pythonapi.Py_IncRef(ctypes.py_object(file))", 0),  # never deleted
