@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +41,23 @@ def smoke_log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("smoke") / "logs"
     assert main(["reinforce", "--smoke", "--seed", "7", "--run-name", "smoke", "--log-dir", str(root)]) == 0
     return root
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A torch with one thread, as the suite's workers share the cores, and a known state of its generator."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def shared_data(name: str) -> Path:
+    """A file of the real data sets that some tests want: in RLBOARD_TEST_DATA, else beside the project; or a skip."""
+    path = Path(os.environ.get("RLBOARD_TEST_DATA") or ROOT.parent / "shared" / "data") / name
+    if not path.exists():
+        pytest.skip(f"{name} is neither in RLBOARD_TEST_DATA nor in ../shared/data")
+    return path

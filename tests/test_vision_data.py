@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import struct
 import tarfile
@@ -23,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlboard.errors import DataError, UsageError
+from tests.conftest import shared_data
 from vision import _data, _imagefolder
 from vision._data import Batches, Split, check_data, denormalise, load_dataset
 from vision._download import fetch
 from vision._shapes import SHAPES, draw_shapes
 
-SHARED = Path(os.environ.get("RLBOARD_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 PAYLOAD = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(PAYLOAD, usedforsecurity=False).hexdigest()
 
@@ -245,9 +244,7 @@ def test_auto_without_network_is_shapes_and_says_so(tmp_path: Path, monkeypatch:
 
 
 def test_mnist_is_read_from_torchvisions_raw_files(tmp_path: Path) -> None:
-    archive = SHARED / "mnist-raw.tar.xz"
-    if not archive.exists():
-        pytest.skip(f"no {archive.name} in RLBOARD_TEST_DATA or ../shared/data")
+    archive = shared_data("mnist-raw.tar.xz")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
     dataset = load_dataset(str(tmp_path), str(tmp_path / "cache"))
@@ -391,9 +388,7 @@ def test_a_name_that_is_nothing_is_a_usage_error(data: str) -> None:
 
 
 def test_two_thousand_real_pictures(tmp_path: Path) -> None:
-    archive = SHARED / "cifar10-jpeg.tar.xz"
-    if not archive.exists():
-        pytest.skip(f"no {archive.name} in RLBOARD_TEST_DATA or ../shared/data")
+    archive = shared_data("cifar10-jpeg.tar.xz")
     with tarfile.open(archive) as tar:  # only as far as needed: unpacking all of it takes ten seconds
         tree = {}
         for member in tar:
@@ -422,15 +417,6 @@ def test_shapes_are_seeded_balanced_and_different() -> None:
     assert labels.bincount().tolist() == [50] * len(SHAPES)
     assert torch.equal(images, draw_shapes(500, seed=3)[0])
     assert not torch.equal(images, draw_shapes(500, seed=4)[0])
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -20,13 +20,7 @@ from vision._optimizers import OPTIMIZERS, SCHEDULES, averaged, make_optimizer, 
 SMALL = {"speednet": 8, "laptopnet": 8, "resnet9": 8, "resnet18": 8, "simplecnn": 8, "vit": 64}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(name: str, **options: Any) -> Classifier:

@@ -20,7 +20,7 @@ from torch import nn
 from rlboard.cli import main
 from rlboard.instruments.tabs import model_summary, stage_outputs
 from tests.browser import get, tensorboard
-from tests.test_vision_data import SHARED
+from tests.conftest import shared_data
 from vision._data import Batches, Split
 from vision._evaluation import curves, predict, scores, shifted_views
 from vision._models import build_model
@@ -35,7 +35,10 @@ STAGES = {"features.stem", "features.layer1", "features.layer2", "features.layer
 @pytest.fixture(scope="module")
 def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("vision") / "logs"
-    assert main(["vision", "train", "--smoke", "--epochs=2", "--run-name=smoke", "--log-dir", str(root)]) == 0
+    assert (
+        main(["vision", "train", "--smoke", "--epochs=2", "--threads=1", "--run-name=smoke", "--log-dir", str(root)])
+        == 0
+    )
     return root
 
 
@@ -145,7 +148,7 @@ def test_equal_seeds_are_equal_weights_whatever_is_logged(log_dir: Path) -> None
         "often": ["--log-every=3", "--picture-every=1"],
         "other": ["--seed=2"],
     }.items():
-        command = ["vision", "train", "--smoke", "--epochs=2", f"--run-name={name}", *options]
+        command = ["vision", "train", "--smoke", "--epochs=2", "--threads=1", f"--run-name={name}", *options]
         assert main([*command, "--log-dir", str(log_dir)]) == 0
     hashes = {name: facts(log_dir, f"vision/train/{name}")["weights_sha256"] for name in ("minimal", "often", "other")}
     smoke = facts(log_dir, RUN)["weights_sha256"]
@@ -161,7 +164,15 @@ def test_equal_seeds_are_equal_weights_whatever_is_logged(log_dir: Path) -> None
 ])  # fmt: skip
 def test_every_network_optimizer_and_schedule_trains(options: list[str]) -> None:
     arguments = dict(option.removeprefix("--").partition("=")[::2] for option in options)
-    defaults = {"data": "shapes", "images": 512, "width": 8, "epochs": 2, "batch_size": 128, "log_every": 4}
+    defaults = {
+        "data": "shapes",
+        "images": 512,
+        "width": 8,
+        "epochs": 2,
+        "batch_size": 128,
+        "log_every": 4,
+        "threads": 1,
+    }
     config = Config(**defaults | parsed(arguments))  # type: ignore[arg-type]
     losses = [event.scalars["Loss/train_step"] for event in train(config) if "Loss/train_step" in event.scalars]
     assert np.isfinite(losses).all()
@@ -272,9 +283,7 @@ def test_the_defaults_learn_the_shapes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_epoch_of_the_defaults_on_cifar10(tmp_path: Path) -> None:
-    archive = SHARED / "cifar10-jpeg.tar.xz"
-    if not archive.exists():
-        pytest.skip(f"{archive.name} is neither in RLBOARD_TEST_DATA nor beside the project")
+    archive = shared_data("cifar10-jpeg.tar.xz")
     arguments = ["--data", str(archive), "--data-dir", str(tmp_path), "--epochs=1", "--run-name=a"]
     assert main(["vision", "train", *arguments, "--log-dir", str(tmp_path)]) == 0
     assert facts(tmp_path, "vision/train/a")["best"]["Accuracy/val"]["value"] > 70
@@ -282,9 +291,7 @@ def test_one_epoch_of_the_defaults_on_cifar10(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mnist_is_the_same_command(tmp_path: Path) -> None:
-    archive = SHARED / "mnist-raw.tar.xz"
-    if not archive.exists():
-        pytest.skip(f"{archive.name} is neither in RLBOARD_TEST_DATA nor beside the project")
+    archive = shared_data("mnist-raw.tar.xz")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
     arguments = ["--data=mnist", "--data-dir", str(tmp_path), "--epochs=1", "--run-name=a"]
