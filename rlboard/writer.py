@@ -215,9 +215,8 @@ class Writer(SummaryWriter):
 class _FileWriter:
     """What torch's SummaryWriter wants of its file writer."""
 
-    def __init__(self, events: EventFile, image_format: ImageFormat = "png") -> None:
+    def __init__(self, events: EventFile) -> None:
         self.events = events
-        self.image_format: ImageFormat = image_format
 
     def get_logdir(self) -> str:
         return str(self.events.path.parent)

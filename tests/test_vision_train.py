@@ -156,38 +156,20 @@ def test_equal_seeds_are_equal_weights_whatever_is_logged(log_dir: Path) -> None
     assert hashes["other"] != smoke
 
 
+SMALL: dict[str, Any] = {"data": "shapes", "images": 512, "width": 8, "epochs": 2, "batch_size": 128, "log_every": 4}
+
+
 @pytest.mark.parametrize("options", [
-    ["--model=speednet", "--optimizer=sgd", "--schedule=cosine", "--lr=0.5", "--ema=0.9"],
-    ["--model=simplecnn", "--optimizer=adamw", "--schedule=onecycle", "--lr=1e-3", "--no-tta", "--cutout=8"],
-    ["--model=resnet18", "--precision=bfloat16", "--no-flip"],
-    ["--model=vit", "--width=64", "--optimizer=adamw", "--lr=1e-3"],
-])  # fmt: skip
-def test_every_network_optimizer_and_schedule_trains(options: list[str]) -> None:
-    arguments = dict(option.removeprefix("--").partition("=")[::2] for option in options)
-    defaults = {
-        "data": "shapes",
-        "images": 512,
-        "width": 8,
-        "epochs": 2,
-        "batch_size": 128,
-        "log_every": 4,
-        "threads": 1,
-    }
-    config = Config(**defaults | parsed(arguments))  # type: ignore[arg-type]
+    {"model": "speednet", "optimizer": "sgd", "schedule": "cosine", "learning_rate": 0.5, "ema": 0.9},
+    {"model": "simplecnn", "optimizer": "adamw", "schedule": "onecycle", "learning_rate": 1e-3, "cutout": 8},
+    {"model": "resnet18", "precision": "bfloat16", "flip": False},
+    {"model": "vit", "width": 64, "optimizer": "adamw", "learning_rate": 1e-3, "tta": False},
+], ids=lambda options: options["model"])  # fmt: skip
+def test_every_network_optimizer_and_schedule_trains(options: dict[str, Any]) -> None:
+    config = Config(**SMALL | options, threads=1)
     losses = [event.scalars["Loss/train_step"] for event in train(config) if "Loss/train_step" in event.scalars]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-2:]) < losses[0]
-
-
-def parsed(arguments: dict[str, str]) -> dict[str, Any]:
-    names = {"lr": "learning_rate", "no-tta": "tta", "no-flip": "flip"}
-    numbers = {"lr", "ema", "cutout", "width"}
-    return {
-        names.get(name, name): (float(text) if "." in text or "e" in text else int(text))
-        if name in numbers
-        else text or False
-        for name, text in arguments.items()
-    }
 
 
 def test_a_loss_that_explodes_is_one_line_and_exit_code_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -308,6 +308,7 @@ class Batches:
     (B,), on the device of the split. An equal generator gives equal batches.
 
     Attributes:
+        batch_size: images in a whole batch, as many as there are at most.
         epoch: epochs begun. To resume exactly, make the object with a generator in its first state again (it decides
             who is flipped first), then set this and the generator's state.
     """
@@ -340,7 +341,7 @@ class Batches:
         self._count, self._channels, self._side = images.shape[:3]
         self._scale = (1 / (255 * std)).to(self._device, torch.float32).repeat(images.shape[3])  # of a row of pixels
         self._shift = (-mean / std).to(self._device, torch.float32).repeat(images.shape[3])
-        self._batch_size = min(batch_size, self._count)
+        self.batch_size = min(batch_size, self._count)
         self._augment, self._generator, self._cutout = augment, generator, cutout
         self._dtype, self._channels_last = dtype, channels_last
         self._padding = (self._side // 8 if padding is None else padding) if augment else 0
@@ -360,23 +361,23 @@ class Batches:
         return torch.randint(high, shape, generator=self._generator, device=self._device)
 
     def __len__(self) -> int:
-        whole, rest = divmod(self._count, self._batch_size)
+        whole, rest = divmod(self._count, self.batch_size)
         return whole if self._augment or not rest else whole + 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         if not self._augment:
             images = self._windows[0, :, 0, 0]
-            for start in range(0, self._count, self._batch_size):
-                batch = slice(start, start + self._batch_size)
+            for start in range(0, self._count, self.batch_size):
+                batch = slice(start, start + self.batch_size)
                 yield self._normalised(images[batch]), self._labels[batch]
             return
         flipped = torch.zeros(self._count, dtype=torch.long, device=self._device)
         if self._flipped_first is not None:
             flipped = (self._flipped_first ^ bool(epoch % 2)).long()
         order = torch.randperm(self._count, generator=self._generator, device=self._device)
-        for start in range(0, len(self) * self._batch_size, self._batch_size):
-            chosen = order[start : start + self._batch_size]
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            chosen = order[start : start + self.batch_size]
             down, right = self._random_integers(2 * self._padding + 1, 2, len(chosen))
             inputs = self._normalised(self._windows[flipped[chosen], chosen, down, right])
             if self._cutout:

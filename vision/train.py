@@ -133,7 +133,6 @@ def train(config: Config) -> Iterator[Event]:
     augmented = partial(prepared, augment=True, flip=flip, cutout=config.cutout, padding=config.crop)
     batches = augmented(dataset.train, batch_size=config.batch_size, generator=generator)
     tests = prepared(dataset.test, batch_size=1000, augment=False)
-    batch_size = min(config.batch_size, len(dataset.train.labels))
 
     model = build_model(
         config.model, classes=len(dataset.classes), channels=channels, image_size=image_size, width=config.width
@@ -142,6 +141,7 @@ def train(config: Config) -> Iterator[Event]:
     whiten(model, next(iter(prepared(first(dataset.train, 4096), batch_size=4096, augment=False)))[0])
     network = torch.compile(model) if config.compile else model
     average = averaged(model, config.ema) if config.ema else None
+    tested = model if average is None else average
     optimizer = make_optimizer(
         model,
         config.optimizer,
@@ -154,6 +154,7 @@ def train(config: Config) -> Iterator[Event]:
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
 
+    truth = dataset.test.labels.cpu()
     total, step = config.epochs * len(batches), 0
     shown = augmented(first(dataset.train, 64), batch_size=64, generator=torch.Generator(device).manual_seed(0))
     inputs = next(iter(shown))[0]
@@ -187,14 +188,13 @@ def train(config: Config) -> Iterator[Event]:
                 scalars = {
                     "Loss/train_step": finite(loss, step),
                     "Learning_Rate": factor * config.learning_rate,
-                    "time/images": step * batch_size,
+                    "time/images": step * batches.batch_size,
                 }
                 yield Event(step, total, scalars | ({"Memory/forward_GB": memory} if memory else {}))
 
         with autocast():
-            probabilities = predict(model if average is None else average, tests)
-        truth = dataset.test.labels.cpu()
-        seen = len(batches) * batch_size
+            probabilities = predict(tested, tests)
+        seen = len(batches) * batches.batch_size
         scalars = {
             "Loss/train": finite(loss_sum, step) / seen,
             "Accuracy/train": 100 * right.item() / seen,
@@ -211,7 +211,7 @@ def train(config: Config) -> Iterator[Event]:
         )
         if last and config.tta:
             with autocast():
-                views = predict(model if average is None else average, tests, partial(shifted_views, flip=flip))
+                views = predict(tested, tests, partial(shifted_views, flip=flip))
             scalars["Accuracy/val_tta"] = scores(views, truth, dataset.classes)["Accuracy/val"]
             message += f", {scalars['Accuracy/val_tta']:.2f} % with test-time augmentation"
         draws = last or epoch % config.picture_every == 0

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,10 +31,22 @@ _TICK_SECONDS = 0.25  # a quarter of what may be lost, so that a late wake-up st
 _FEW_POINTS = 64  # fewer are encoded faster one by one than as arrays
 _NAME_SECONDS = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 _numbers = itertools.count()
+Made = TypeVar("Made")
 
 
 class LogWarning(RuntimeWarning):
     """Something could not be logged; training goes on."""
+
+
+class _ByTag(dict[str, Made]):
+    """What is made of a tag, once."""
+
+    def __init__(self, make: Callable[[str], Made]) -> None:
+        self._make = make
+
+    def __missing__(self, tag: str) -> Made:
+        made = self[tag] = self._make(tag)
+        return made
 
 
 class EventFile:
@@ -75,8 +87,8 @@ class EventFile:
         self.dropped = 0
         self.clock = clock
         self._flush_seconds = flush_seconds
-        self._series: dict[str, wire.Series] = {}
-        self._values: dict[str, bytes] = {}
+        self._series = _ByTag(wire.Series)
+        self._values = _ByTag(wire.scalar_value)
         # Adding takes no lock: threads append to the list, which is atomic, and only `flush` takes from it.
         # The lock is reentrant, because a signal handler may log, flush or close in the middle of anything.
         # Records stay in the list until they are written at `_end`, however often that is begun. Each takes four
@@ -108,10 +120,7 @@ class EventFile:
 
         TensorBoard keeps float32: what is beyond its range becomes infinite. `step` is a 64-bit integer.
         """
-        try:
-            series = self._series[tag]
-        except KeyError:
-            series = self._series[tag] = wire.Series(tag)
+        series = self._series[tag]
         if value.__class__ is not float:
             value = wire.number(value)
         if step.__class__ is not int:
@@ -129,11 +138,7 @@ class EventFile:
             return
         parts = []
         for tag, value in values.items():
-            try:
-                parts.append(self._values[tag])
-            except KeyError:
-                self._values[tag] = wire.scalar_value(tag)
-                parts.append(self._values[tag])
+            parts.append(self._values[tag])
             parts.append(wire.float32(value))
         if wall_time is None:
             wall_time = self.clock()
@@ -160,7 +165,7 @@ class EventFile:
             for step, value, wall_time in zip(*columns, strict=True):
                 self.scalar(tag, value, step, wall_time)
             return
-        for records in wire.Series(tag).chunks(value_array, step_array, time_array):
+        for records in self._series[tag].chunks(value_array, step_array, time_array):
             self._append(records)
 
     def summary(self, summary: Any, step: Any = 0, wall_time: float | None = None) -> None:
