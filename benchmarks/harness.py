@@ -34,6 +34,7 @@ import gc
 import importlib.metadata
 import itertools
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
@@ -62,11 +63,12 @@ class Measurement:
     wall_seconds: float
     training_seconds: float | None = None  # CPU time of the calling thread alone, until Stopwatch.lap
     extra: dict[str, float] = dataclasses.field(default_factory=dict)  # further columns: header -> value
+    given_up: str = ""  # why the work was not finished; the times are what it had taken until then
 
     @property
     def cost(self) -> float:
-        """CPU seconds per unit of work."""
-        return self.cpu_seconds / self.work
+        """CPU seconds per unit of work; infinite where it was given up."""
+        return math.inf if self.given_up else self.cpu_seconds / self.work
 
 
 class Stopwatch:
@@ -84,10 +86,15 @@ class Stopwatch:
         """What follows, such as closing a file, counts in the totals but not as training."""
         self._lap = time.thread_time() - self._thread
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of all threads so far."""
+        return time.process_time() - self._cpu
+
     def stop(self, work: float, **extra: float) -> Measurement:
         """The measurement so far; `extra` becomes further columns (underscores are shown as spaces)."""
         training = time.thread_time() - self._thread if self._lap is None else self._lap
-        cpu, wall = time.process_time() - self._cpu, time.perf_counter() - self._wall
+        cpu, wall = self.cpu_seconds, time.perf_counter() - self._wall
         return Measurement(work, cpu, wall, training, {name.replace("_", " "): extra[name] for name in extra})
 
 
@@ -110,7 +117,8 @@ class Contender(Protocol):
 class Function:
     """A function that times itself by a Stopwatch, in a fresh process whose working directory is empty.
 
-    Both callables are pickled: a function of a module's top level, or a `functools.partial` of one.
+    Both callables are pickled: a function of a module's top level, or a `functools.partial` of one. The message of a
+    ContenderError that they raise becomes the row as it is.
     """
 
     name: str
@@ -154,6 +162,8 @@ def _report(contender: Function, directory: Path, sender: multiprocessing.connec
         sender.send(contender.function())
     except ModuleNotFoundError as error:
         sender.send(f"{NOT_INSTALLED} ({error.name})")
+    except ContenderError as error:
+        sender.send(str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is becomes the contender's row
         first_line = str(error).strip().partition("\n")[0]
         sender.send(f"failed: {type(error).__name__}: {first_line}")
@@ -213,11 +223,16 @@ class Result:
     def median_ratio(self, name: str) -> float:
         """The same as the median over rounds: contender and reference ran at nearly the same time."""
         pairs = zip(self.measurements[name], self.measurements[self.reference], strict=True)
-        return statistics.median(theirs.cost / ours.cost for theirs, ours in pairs)
+        return statistics.median(theirs.cost / ours.cost for theirs, ours in pairs if not ours.given_up)
 
     @property
     def reference(self) -> str:
         return self.benchmark.contenders[0].name
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is something to compare with: the reference finished more than half of its runs."""
+        return self.reference in self.measurements and self._median_cost(self.reference) < math.inf
 
     def _median_cost(self, name: str) -> float:
         return statistics.median(measurement.cost for measurement in self.measurements[name])
@@ -245,8 +260,9 @@ def markdown(result: Result) -> str:
     measured = list(itertools.chain.from_iterable(result.measurements.values()))
     extra = list(dict.fromkeys(name for measurement in measured for name in measurement.extra))
     with_training = any(measurement.training_seconds is not None for measurement in measured)
-    compared = len(benchmark.contenders) > 1 and result.reference in result.measurements
-    header = ["", f"CPU per {unit}", "min – max", f"{unit}s per CPU s", "wall"]
+    compared = len(benchmark.contenders) > 1 and result.has_reference
+    with_rate = any(measurement.work != 1 for measurement in measured)
+    header = ["", f"CPU per {unit}", "min – max", *[f"{unit}s per CPU s"] * with_rate, "wall"]
     header += ["training thread"] * with_training + extra
     header += [f"× {result.reference}", "× in pairs"] * compared
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
@@ -257,8 +273,11 @@ def markdown(result: Result) -> str:
             continue
         runs = result.measurements[name]
         costs = [each.cost for each in runs]
-        row = [name, duration(statistics.median(costs)), f"{duration(min(costs))} – {duration(max(costs))}"]
-        row.append(number(1 / statistics.median(costs)))
+        given_up = [each.given_up for each in runs if each.given_up]
+        label = f"{name} ({given_up[0]}: {len(given_up)} of {len(runs)} runs)" if given_up else name
+        row = [label, duration(statistics.median(costs)), f"{duration(min(costs))} – {duration(max(costs))}"]
+        if with_rate:
+            row.append(number(1 / statistics.median(costs)))
         row.append(duration(statistics.median(each.wall_seconds / each.work for each in runs)))
         if with_training:
             training = [each.training_seconds / each.work for each in runs if each.training_seconds is not None]
@@ -287,6 +306,8 @@ def number(value: float) -> str:
     """Three significant digits, thousands apart: `12,300`, `135`, `1.70`, `0.0720`."""
     if value == 0:
         return "0"
+    if math.isinf(value):
+        return "∞"
     digits = 2 - int(f"{value:.2e}".partition("e")[2])
     return f"{round(value, digits):,.{max(digits, 0)}f}"
 
@@ -334,7 +355,7 @@ def main(benchmarks: Callable[[bool], list[Benchmark]], argv: Sequence[str] | No
         print(markdown(results[-1]) + "\n", flush=True)
     if options.json:
         options.json.write_text(json.dumps(as_json(results), indent=1) + "\n", encoding="utf-8")
-    return int(any(result.reference in result.errors for result in results))
+    return int(not all(result.has_reference for result in results))
 
 
 def as_json(results: Sequence[Result]) -> dict[str, object]:

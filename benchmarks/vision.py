@@ -1,14 +1,17 @@
-"""`rlboard vision train`: loading against torchvision's transforms, the cost of logging, and accuracy over seeds.
+"""`rlboard vision train`: loading, the cost of logging, accuracy over seeds, and speed against a bound and a peer.
 
-    python -m benchmarks.vision                                        # loading and logging, on generated shapes
+    python -m benchmarks.vision                                        # loading, logging and resnet18's bound
     python -m benchmarks.vision --data cifar10 --only laptop           # one preset: accuracy and CPU time of each seed
-    python -m benchmarks.vision --data cifar10 --device cuda           # the presets for a GPU
+    python benchmarks/vision.py --device cuda --airbench PATH          # all of a GPU's, on CIFAR-10 without --data
 
 Accuracies are those of the data that is given: name it beside the number. Trainings on the CPU use one thread, which
-costs the least CPU time in all.
+costs the least CPU time in all. On a GPU seconds are those of the clock on the wall, read when the device has done what
+it was given, after a training of one epoch that compiles; each contender is measured once, over ten seeds. PATH is a
+copy of airbench94_muon.py, in turn with which `speedrun` runs; `benchmarks/_airbench.py` says what is timed.
 """
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -18,18 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+if not __package__:  # run as a file, whose folder hides the package `vision`
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks._airbench import check_script, in_turn, our_training, synchronize
 from benchmarks.harness import Benchmark, Function, Measurement, Stopwatch, main
 from rlboard.cli import main as rlboard
+from rlboard.devices import resolve_device
+from rlboard.errors import RlboardError
 from rlboard.events import Event
-from rlboard.registry import TRACKS
 from vision import train as module
 from vision._data import Batches, load_dataset
-from vision.train import Config, train
+from vision._models import build_model
+from vision.train import PRESETS, Config, about
 
-SEEDS = 5
 CPU_PRESETS = ("laptop", "patient")
 CUDA_PRESETS = ("speedrun", "lesson", "accurate")
+SMALL = {"images": 640, "epochs": 1, "width": 8}
 
 
 def our_batches(epochs: int, batch_size: int, cutout: int) -> Measurement:
@@ -80,18 +91,27 @@ def torchvision_batches(epochs: int, batch_size: int, cutout: int) -> Measuremen
 
 
 def logged(options: dict[str, Any], level: str) -> Measurement:
-    """Trains by the command line; logging is what happens outside of the loop, from the first event on."""
+    """Trains by the command line; logging is what happens outside of the loop, from the first event on.
+
+    Counted in CPU seconds on the CPU, on the wall elsewhere: there the device's work goes on beside the process's.
+    """
     original, inside, begun = module.train, 0.0, 0.0
+
+    def now() -> float:
+        if options["device"] == "cpu":
+            return time.process_time()
+        synchronize(options["device"])
+        return time.perf_counter()
 
     def timed(config: Config) -> Iterator[Event]:
         nonlocal inside, begun
         events = original(config)
         yield next(events)  # the data are there
-        begun = time.process_time()
+        begun = now()
         while True:
-            start = time.process_time()
+            start = now()
             event = next(events, None)
-            inside += time.process_time() - start
+            inside += now() - start
             if event is None:
                 return
             yield event
@@ -100,94 +120,214 @@ def logged(options: dict[str, Any], level: str) -> Measurement:
     module.train = timed
     watch = Stopwatch()
     code = rlboard(["vision", "train", *arguments, f"--log={level}"])
-    whole = time.process_time() - begun
+    whole = now() - begun
     if code:
         raise RuntimeError(f"rlboard vision train ended with exit code {code}")
     share = 100 * (whole / inside - 1)
     return watch.stop(work=1, **{"training_s": inside, "logging_s": whole - inside, "logging_%": share})
 
 
-def seeds(preset: str, data: str, device: str, count: int) -> Measurement:
+def seeds(options: dict[str, Any], count: int) -> Measurement:
     """Trains `count` seeds; the columns are the accuracies and what a training took, without data and imports."""
-    (loop,) = (loop for track in TRACKS for loop in track.loops() if loop.name == "train")
-    accuracies, plain, seconds, total = [], [], [], 0.0
-    for seed in range(1, count + 1):
-        options: dict[str, Any] = loop.defaults(preset) | {"data": data, "device": device, "seed": seed}
-        options["threads"] = 1 if device == "cpu" else 0
-        events = train(Config(**options))
-        next(events)
-        watch = Stopwatch()
-        for event in events:
-            if "Accuracy/val" in event.scalars:
-                accuracy = event.scalars["Accuracy/val"]
-                with_tta = event.scalars.get("Accuracy/val_tta", accuracy)
-            total = max(total, event.scalars.get("time/images", 0.0))
-        taken = watch.stop(work=1)
-        accuracies.append(with_tta)
-        plain.append(accuracy)
-        seconds.append(taken.cpu_seconds if device == "cpu" else taken.wall_seconds)
-        print(f"{preset}, seed {seed}: {accuracy:.2f} %, {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
+    if options["device"] != "cpu":
+        our_training(options | {"seed": 0, "epochs": 1})
+    trainings = [our_training(options | {"seed": seed}) for seed in range(1, count + 1)]
+    accuracies = [training.accuracy for training in trainings]
+    wholes = [training.whole for training in trainings]
+    seconds = [whole.cpu_seconds if options["device"] == "cpu" else whole.wall_seconds for whole in wholes]
     return Measurement(
         count,
-        sum(seconds),
-        sum(seconds),
+        sum(whole.cpu_seconds for whole in wholes),
+        sum(whole.wall_seconds for whole in wholes),
         extra={
             "mean %": statistics.fmean(accuracies),
-            "without TTA": statistics.fmean(plain),
+            "without TTA": statistics.fmean(training.plain for training in trainings),
             "lowest %": min(accuracies),
             "highest %": max(accuracies),
             "median s": statistics.median(seconds),
-            "images per s": total / statistics.median(seconds),
+            "images per s": wholes[0].work / statistics.median(seconds),
         },
     )
 
 
-def benchmarks(quick: bool, data: str = "", device: str = "cpu", count: int = SEEDS) -> list[Benchmark]:
-    epochs, batch_size = (1, 512) if quick else (5, 256)
-    options: dict[str, Any] = {"data": data or "shapes", "threads": 1}
-    options |= {"images": 640, "epochs": 1} if quick else {}
+def bounded(options: dict[str, Any], side: int, copied: int) -> Measurement:
+    """Trains ResNet-18; the columns are its images per second, without tests, and what bounds them on this device.
+
+    No training is faster than its multiplications at the rate of a product of two matrices of side `side`, nor than
+    its activations at the rate at which `copied` bytes are copied. Both rates are measured here, in the precision of
+    the training, and so is what a direct convolution has to do; see `demand`.
+    """
+    device = torch.device(options["device"])
+    half = device.type == "cuda"  # as `--precision auto` has it
+    torch.set_num_threads(options["threads"] or torch.get_num_threads())
+    our_training(options | {"seed": 0, "epochs": 1})
+    training = our_training(options)
+
+    dataset = load_dataset(options["data"])
+    model = build_model(
+        "resnet18", classes=len(dataset.classes), channels=dataset.train.images.shape[1], width=options.get("width", 0)
+    )
+    flops, elements = demand(model, dataset.train.images[:1])
+    moved = elements * (2 if half else 4)
+    products = multiplications_per_second(device, torch.bfloat16 if half else torch.float32, side)
+    copies = bytes_per_second(device, copied)
+    reached, bound = training.whole.work / training.seconds, images_per_second(flops, moved, products, copies)
+    return dataclasses.replace(
+        training.whole,
+        training_seconds=None,
+        extra={
+            "images per s": reached,
+            "bound": bound,
+            "% of it": 100 * reached / bound,
+            "GFLOP per image": flops / 1e9,
+            "TFLOP/s": products / 1e12,
+            "MB per image": moved / 1e6,
+            "GB/s": copies / 1e9,
+        },
+    )
+
+
+def images_per_second(flops: float, moved: float, flops_per_second: float, bytes_per_second: float) -> float:
+    """The bound for an image of `flops` operations and `moved` bytes, where both overlap without end."""
+    return 1 / max(flops / flops_per_second, moved / bytes_per_second)
+
+
+def demand(model: nn.Module, images: Tensor) -> tuple[float, float]:
+    """What a training step at least does for each of `images` (N, C, H, W): operations, and activations moved.
+
+    Operations are those of convolutions and linear layers, forward and backward, a multiplication and an addition
+    being two. Their outputs are activations that no cache holds for a whole batch: each is written, read by the next
+    layer and, in the backward pass, once more; its gradient is written and read. The images are read twice. All else
+    is taken to be fused into them, and the weights to be read once for all.
+    """
+    sizes: list[int] = []
+    model = model.to("meta")
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(lambda _layer, _inputs, output: sizes.append(output.numel()))
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(images.shape, device="meta")).sum().backward()
+    return counter.get_total_flops() / len(images), (5 * sum(sizes) + 2 * images.numel()) / len(images)
+
+
+def multiplications_per_second(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    """Operations per second in the fastest of several products of two square matrices."""
+    left, right = torch.randn(2, side, side, device=device).to(dtype)
+    return 2 * side**3 / shortest(lambda: left @ right, device)
+
+
+def bytes_per_second(device: torch.device, size: int) -> float:
+    """Bytes read and written per second in the fastest of several copies of `size` bytes."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / shortest(lambda: target.copy_(source), device)
+
+
+def shortest(function: Callable[[], object], device: torch.device, repeats: int = 20) -> float:
+    """Seconds that the fastest of `repeats` calls took."""
+    seconds = []
+    for _ in range(repeats):
+        synchronize(str(device))
+        start = time.perf_counter()
+        function()
+        synchronize(str(device))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def benchmarks(
+    quick: bool, data: str = "", device: str = "cpu", count: int = 0, airbench: Path | None = None
+) -> list[Benchmark]:
+    """`count`: seeds, 0 for 5 on the CPU and 10 elsewhere; `airbench`: its script."""
+    on_cpu = device == "cpu"
+    count = 1 if quick else count or (5 if on_cpu else 10)
+    common: dict[str, Any] = {"device": device, "threads": int(on_cpu)}
+    small: dict[str, Any] = dict(SMALL) if quick else {}
+    logging = common | small | {"data": data or "shapes"} | ({} if on_cpu else {"preset": "lesson"})
+
+    def trained(preset: str, **options: Any) -> dict[str, Any]:
+        return {"compile": False} | PRESETS[preset] | common | options | small
+
+    some = {"compile": False, "batch_size": 32 if quick else 128, "images": 640, "epochs": 1} if on_cpu else {}
+    resnet18 = trained("accurate", data="shapes", tta=False, **({"epochs": 4} | some))
+    side, copied = (4096, 2**28) if on_cpu else (8192, 2**31)
     return [
-        *(
-            Benchmark(
-                "loading-cutout" if cutout else "loading",
-                "image",
-                [
-                    Function("rlboard", partial(our_batches, epochs, batch_size, cutout)),
-                    Function("torchvision", partial(torchvision_batches, 1, batch_size, cutout)),
-                ],
-                f"20,000 images: crop, flip, {'cutout, ' if cutout else ''}normalise, batches of {batch_size}",
-            )
-            for cutout in (0, 8)
-        ),
+        *(loading(quick, cutout) for cutout in (0, 8) if on_cpu),
         Benchmark(
             "logging",
             "training",
             [
-                Function("--log minimal", partial(logged, options, "minimal")),
-                Function("--log full", partial(logged, options, "full")),
+                Function("--log minimal", partial(logged, logging, "minimal")),
+                Function("--log full", partial(logged, logging, "full")),
             ],
-            f"the default training on {Path(options['data']).name}, one thread",
+            f"the {logging.get('preset', 'default')} training on {Path(logging['data']).name}, {device}",
+        ),
+        Benchmark(
+            "resnet18",
+            "image",
+            [Function("rlboard", partial(bounded, resnet18, 512 if quick else side, 2**24 if quick else copied))],
+            f"a training in batches of {resnet18['batch_size']}, {device}",
         ),
         *(
             Benchmark(
                 preset,
                 "training",
-                [Function("rlboard", partial(seeds, preset, data, device, count))],
+                [Function("rlboard", partial(seeds, trained(preset, data=data), count))],
                 f"--preset {preset} on {Path(data).name}, {device}, {count} seeds",
             )
-            for preset in (CPU_PRESETS if device == "cpu" else CUDA_PRESETS)
+            for preset in (CPU_PRESETS if on_cpu else CUDA_PRESETS)
             if data
+        ),
+        *(
+            Benchmark(
+                "airbench94",
+                "training",
+                [Function("rlboard", partial(in_turn, script, trained("speedrun", data=data), count))],
+                f"--preset speedrun and airbench94 in turn on {Path(data).name}, {device}, {count} seeds",
+            )
+            for script in [airbench]
+            if script and data
         ),
     ]
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False)
+def loading(quick: bool, cutout: int) -> Benchmark:
+    epochs, batch_size = (1, 512) if quick else (5, 256)
+    return Benchmark(
+        "loading-cutout" if cutout else "loading",
+        "image",
+        [
+            Function("rlboard", partial(our_batches, epochs, batch_size, cutout)),
+            Function("torchvision", partial(torchvision_batches, 1, batch_size, cutout)),
+        ],
+        f"20,000 images: crop, flip, {'cutout, ' if cutout else ''}normalise, batches of {batch_size}",
+    )
+
+
+def command_line(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--data", default="")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    own, others = parser.parse_known_args()
-    if own.data and Path(own.data).exists():
-        own.data = str(Path(own.data).absolute())  # each contender runs in a directory of its own
-    chosen: Callable[[bool], list[Benchmark]] = partial(benchmarks, data=own.data, device=own.device, count=own.seeds)
-    raise SystemExit(main(chosen, others))
+    parser.add_argument("--seeds", type=int, default=0)
+    parser.add_argument("--airbench", type=Path)
+    own, others = parser.parse_known_args(argv)
+    try:
+        device = str(resolve_device(own.device))
+        script = check_script(own.airbench) if own.airbench else None
+        data = own.data or ("" if device == "cpu" else "cifar10")
+        if data:
+            print(about(load_dataset(data)), flush=True)
+    except RlboardError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if data and Path(data).exists():
+        data = str(Path(data).absolute())  # each contender runs in a directory of its own
+    if script and not device.startswith("cuda"):
+        parser.error("--airbench needs --device cuda")
+    repeats = [] if device == "cpu" else ["--repeats=1"]
+    chosen = partial(benchmarks, data=data, device=device, count=own.seeds, airbench=script)
+    return main(chosen, [*repeats, *others])
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line(sys.argv[1:]))

@@ -2,14 +2,20 @@
 
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 
+from agents.reinforce import PRESETS, Config, train
 from benchmarks import reader, reinforce, vision, writer
+from benchmarks._solved import Goal, run_script, until_solved
 from benchmarks.harness import (
     Benchmark,
     Command,
@@ -89,6 +95,33 @@ def test_markdown_without_a_reference_compares_nothing() -> None:
     assert "| theirs | 100 ms |" in table
 
 
+@dataclasses.dataclass
+class Tired:
+    """Gives up in the runs in which it is told to; each takes a second."""
+
+    name: str
+    script: list[bool]
+
+    def measure(self, directory: Path) -> Measurement:  # noqa: ARG002
+        return Measurement(1, 1.0, 2.0, given_up="asleep" if self.script.pop(0) else "")
+
+
+def test_work_that_is_given_up_costs_more_than_any_that_is_not() -> None:
+    benchmark = scripted(
+        Tired("ours", [False, False, True]), Tired("some", [True, False, False]), Tired("most", [True, True, False])
+    )
+    assert markdown(run(benchmark, 3)).splitlines()[2:] == [
+        "|  | CPU per number | min – max | wall | × ours | × in pairs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| ours (asleep: 1 of 3 runs) | 1.00 s | 1.00 s – ∞ s | 2.00 s | 1.00 | 1.00 |",
+        "| some (asleep: 1 of 3 runs) | 1.00 s | 1.00 s – ∞ s | 2.00 s | 1.00 | ∞ |",
+        "| most (asleep: 2 of 3 runs) | ∞ s | 1.00 s – ∞ s | 2.00 s | ∞ | ∞ |",
+    ]
+    given_up = scripted(Tired("ours", [True]), Tired("theirs", [False]))
+    assert "×" not in markdown(run(given_up, 1))
+    assert main(lambda _: [scripted(Tired("ours", [True]))], ["--repeats", "1"]) == 1
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -99,6 +132,7 @@ def test_markdown_without_a_reference_compares_nothing() -> None:
         (135.4, "135"),
         (12_346, "12,300"),
         (-2.5, "-2.50"),
+        (math.inf, "∞"),
     ],
 )
 def test_numbers_have_three_significant_digits(value: float, shown: str) -> None:
@@ -132,6 +166,10 @@ def fails() -> Measurement:
     raise ValueError("first line\nsecond line")
 
 
+def explains() -> Measurement:
+    raise ContenderError("not given: --path")
+
+
 def dies() -> Measurement:
     import os
 
@@ -143,6 +181,7 @@ def test_functions_run_in_fresh_processes_and_directories(capfd: pytest.CaptureF
         Function("works", partial(work_in_steps, 5)),
         Function("missing", needs_what_is_not_there),
         Function("fails", fails),
+        Function("explains", explains),
         Function("dies", dies),
         Function("cold", partial(work_in_steps, 5), warm_up=fails),
     )
@@ -150,6 +189,7 @@ def test_functions_run_in_fresh_processes_and_directories(capfd: pytest.CaptureF
     assert result.errors == {
         "missing": "not installed: pip install -e '.[bench]' (rlboard_no_such_package)",
         "fails": "failed: ValueError: first line",
+        "explains": "not given: --path",
         "dies": "failed: its process ended with exit code 9",
         "cold": "failed: ValueError: first line",
     }
@@ -227,6 +267,113 @@ def test_machine_line_and_json_name_the_versions() -> None:
     assert as_json([])["machine"] == machine()
 
 
+class Fixed(gymnasium.Env[Any, Any]):
+    """Terminates at the 8th step, and is truncated at the 5th by `gymnasium.make`; every reward is 1."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(
+        self,
+        *,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.np_random.random(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # noqa: ARG002
+        self.steps += 1
+        return np.zeros(1, np.float32), 1.0, self.steps == 8, False, {}
+
+
+@pytest.fixture
+def fixed() -> Iterator[str]:
+    gymnasium.register("Fixed-v0", entry_point=lambda **_: Fixed(), max_episode_steps=5, reward_threshold=2.0)
+    yield "Fixed-v0"
+    del gymnasium.registry["Fixed-v0"]
+
+
+IGNORES_TRUNCATION = """
+import sys
+import gym
+
+environment = gym.make(sys.argv[1])
+for _ in range(4):
+    environment.reset()
+    terminated = False
+    while not terminated:
+        terminated = environment.step(0)[2]
+"""
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_script_is_ended_when_it_has_solved_its_environment(fixed: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(IGNORES_TRUNCATION)
+    solved = until_solved(partial(run_script, script, fixed), Goal(mean_return=5, episodes=3), seed=1)
+    assert (solved.extra["episodes"], solved.extra["steps"]) == (3, 8 + 8 + 5)
+    assert solved.given_up == ""
+    assert solved.extra["steps per CPU s"] == pytest.approx(21 / solved.cpu_seconds)
+
+    unsolved = until_solved(partial(run_script, script, fixed), Goal(mean_return=5.1, episodes=3), seed=1)
+    assert (unsolved.extra["episodes"], unsolved.extra["steps"]) == (4, 4 * 8)
+    assert unsolved.given_up == "not solved when its training ended"
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_every_training_gets_from_the_instrument(fixed: str) -> None:
+    first: list[float] = []
+
+    def endless() -> None:
+        environments = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make(fixed)] * 2)
+        threshold = environments.envs[0].spec
+        assert threshold is not None
+        assert threshold.reward_threshold == math.inf
+        first.extend(environments.reset()[0].ravel())
+        while True:
+            environments.step(np.zeros(2, np.int64))
+
+    goal = Goal(mean_return=5, episodes=4)
+    assert until_solved(endless, goal, seed=1).extra["steps"] == 4 * 5
+    until_solved(endless, goal, seed=1)
+    until_solved(endless, goal, seed=3)
+    assert first[:2] == first[2:4]
+    assert len(set(first)) == 4
+    out_of_time = until_solved(endless, dataclasses.replace(goal, mean_return=6, cpu_seconds=0), seed=1)
+    assert (out_of_time.extra["steps"], out_of_time.given_up) == (128, "not solved in 0 CPU s")
+    assert gymnasium.make(fixed).spec.reward_threshold == 2  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="reset no environment"):
+        until_solved(list, goal, seed=1)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_ours_is_solved_at_the_first_point_of_its_curve_that_is_high_enough() -> None:
+    config = Config(engine="gym", episodes=40, seed=3, eval_episodes=1, **PRESETS["solve"])  # type: ignore[arg-type]
+    steps = {event.step: event.scalars.get("time/steps") for event in train(config)}
+    solved = reinforce.our_solution(Goal(mean_return=10, episodes=30), "gym", seed=3)
+    assert solved.extra["episodes"] == 40
+    assert solved.extra["steps"] == steps[40]
+    assert reinforce.our_solution(Goal(mean_return=501, cpu_seconds=0), "gym", seed=3).given_up
+
+
+def seed_as_work(seed: int) -> Measurement:
+    return Measurement(seed, 1.0, 1.0)
+
+
+def test_each_run_has_a_seed_of_its_own() -> None:
+    result = run(scripted(reinforce.EachSeed("seeded", seed_as_work)), 3)
+    assert [each.work for each in result.measurements["seeded"]] == [1, 2, 3]
+
+
+def test_a_peer_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        reinforce.command_line(["--quick", "--cleanrl", "no/such/ppo.py"])
+    assert exit_.value.code == 2
+    assert "--cleanrl no/such/ppo.py: no such file" in capsys.readouterr().err
+
+
 def test_names_are_unique() -> None:
     for module in (reader, reinforce, vision, writer):
         benchmarks = module.benchmarks(True)
@@ -237,7 +384,7 @@ def test_names_are_unique() -> None:
             assert len(set(names)) == len(names)
 
 
-HEAVY = {"command", "graph-resnet18", "graph-vit", "loading", "loading-cutout", "logging", "start"}
+HEAVY = {"command", "graph-resnet18", "graph-vit", "loading", "loading-cutout", "logging", "solved", "start"}
 EVERY_BENCHMARK = [
     pytest.param(
         module.benchmarks,
