@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -14,12 +16,15 @@ from numpy.typing import NDArray
 
 from rlboard.config import printable
 from rlboard.errors import UsageError
+from rlboard.events import Image
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame greets on standard output
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are drawn in memory: no display is asked for
 
+_drawing = threading.Lock()  # pygame is not made for seeds that draw side by side
+
 Environment = gymnasium.Env[Any, Any]
-Act = Callable[[NDArray[np.float32]], int]
+Act = Callable[[NDArray[np.float32]], int | np.intp]
 """A policy as evaluation sees it: an observation, (observation size,), to the number of an action."""
 
 
@@ -68,43 +73,61 @@ def sizes(environment: Environment) -> tuple[int, int]:
 
 def evaluate(env_id: str, act: Act, episodes: int, seed: int) -> float:
     """The mean return of `episodes` episodes in a new environment, seeded apart from training."""
+    return float(np.mean([score for score, _ in play_episodes(env_id, act, range(seed, seed + episodes))]))
+
+
+def play_episodes(env_id: str, act: Act, seeds: Iterable[int]) -> Iterator[tuple[float, int]]:
+    """The return and the length of one episode for each of `seeds`, all in one new environment."""
     environment = make_environment(env_id)
-    returns = [sum(reward for _, reward in _episode(environment, act, seed + n)) for n in range(episodes)]
+    for seed in seeds:
+        rewards = list(_episode(environment, act, seed))
+        yield sum(rewards), len(rewards)
     environment.close()
-    return float(np.mean(returns))
 
 
 def contact_sheet(env_id: str, act: Act, seed: int) -> NDArray[np.uint8]:
     """One episode in six pictures, evenly spaced in two rows, the last one its end: (height, width, 3).
 
-    The length of an episode is known only at its end: pictures are taken every `stride` steps, and whenever there
-    are too many, every other one is dropped and the stride doubled.
+    It is played twice, because its length shows only at its end, and a picture costs as much as a hundred steps.
     """
     environment = make_environment(env_id, render_mode="rgb_array")
-    pictures: list[NDArray[np.uint8]] = []
-    stride, step = 1, -1
-    for step, _ in _episode(environment, act, seed):
-        if step % stride == 0:
-            pictures.append(_render(environment))
-            if len(pictures) == 12:
-                pictures, stride = pictures[::2], 2 * stride
-    if step % stride:
-        pictures.append(_render(environment))
+    last = sum(1 for _ in _episode(environment, act, seed)) - 1
+    wanted = np.linspace(0, last, 6).round()
+    drawn = {step: draw() for step, draw in enumerate(_frames(environment, act, seed)) if step in wanted}
     environment.close()
-    first, second, third, fourth, fifth, last = np.linspace(0, len(pictures) - 1, 6).round().astype(int)
-    rows = ((first, second, third), (fourth, fifth, last))
-    return np.concatenate([np.concatenate([pictures[index] for index in row], axis=1) for row in rows])
+    first, second, third, fourth, fifth, sixth = (drawn.get(step, drawn[0]) for step in wanted)
+    return np.concatenate([np.concatenate(row, axis=1) for row in ((first, second, third), (fourth, fifth, sixth))])
 
 
-def _episode(environment: Environment, act: Act, seed: int) -> Iterator[tuple[int, float]]:
-    """Plays one episode and yields each step's number and reward."""
+def film(env_id: str, act: Act, seed: int) -> tuple[float, Iterator[Image]]:
+    """One episode as a video: its frames per second, and a frame for every step, (height, width, 3) each."""
+    environment = make_environment(env_id, render_mode="rgb_array")
+    frames_per_second = float(environment.metadata.get("render_fps") or 30)
+
+    def frames() -> Iterator[Image]:
+        try:
+            yield from _frames(environment, act, seed)
+        finally:
+            environment.close()
+
+    return frames_per_second, frames()
+
+
+def _frames(environment: Environment, act: Act, seed: int) -> Iterator[Image]:
+    """Plays one episode and yields, for each step, what draws it until the next is taken."""
+    return (partial(_render, environment) for _ in _episode(environment, act, seed))
+
+
+def _episode(environment: Environment, act: Act, seed: int) -> Iterator[float]:
+    """Plays one episode and yields each step's reward."""
     observation, _ = environment.reset(seed=seed)
-    step, ended = 0, False
+    ended = False
     while not ended:
         observation, reward, terminated, truncated, _ = environment.step(act(np.asarray(observation, np.float32)))
-        yield step, float(reward)
-        step, ended = step + 1, terminated or truncated
+        yield float(reward)
+        ended = terminated or truncated
 
 
 def _render(environment: Environment) -> NDArray[np.uint8]:
-    return np.asarray(environment.render(), np.uint8)
+    with _drawing:
+        return np.asarray(environment.render(), np.uint8)

@@ -8,26 +8,40 @@ Machine Learning 8, 1992. An action is made more likely in proportion to the ret
 Every episode is one sample of the expectation and one step of Adam. There is no baseline, so that nothing stands
 between the equation and the code; the price is variance, which the reward curve shows.
 
-The one trick is speed: acting needs no gradient, so it runs in NumPy on views of the network's own weights, an
-episode's log-probabilities are computed again in one batch, and the gradient is taken once.
+There are two engines. `GymEngine` below is the algorithm as it is read: acting needs no gradient, so it runs in NumPy
+on views of the network's own weights, an episode's log-probabilities are computed again in one batch, and the gradient
+is taken once. `_compiled.py` is the same algorithm, environment included, in machine code, some 400 times as fast.
 """
 
+from __future__ import annotations
+
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents._environments import Environment, contact_sheet, evaluate, make_environment, sizes
-from rlboard.config import option
+from agents._environments import Act, Environment, contact_sheet, evaluate, film, make_environment, sizes
+from rlboard.checkpoint import load_weights
+from rlboard.config import option, printable
 from rlboard.devices import resolve_device
-from rlboard.errors import NumericalError
+from rlboard.errors import NumericalError, UsageError
 from rlboard.events import Event
 from rlboard.seeding import seed_everything
+
+if TYPE_CHECKING:
+    from agents._compiled import CompiledEngine
+
+COMPILED_FROM = 1000
+"""Episodes from which `--engine auto` takes the compiled engine, whether or not it must be compiled first: equal
+commands give equal runs."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,9 @@ class Config:
     learning_rate: float = option(2e-4, "step size of Adam", above=0, alias="--lr")
     gamma: float = option(0.98, "discount: what a reward one step later is worth", min=0, max=1)
     hidden_size: int = option(128, "units of the hidden layer", min=1, max=65536)
+    engine: str = option("auto", "gym: Gymnasium and torch; compiled: machine code, for three environments; "
+                         "auto: compiled where it can be, from 1,000 episodes up",
+                         choices=("auto", "gym", "compiled"))  # fmt: skip
     eval_every: int = option(1000, "episodes between evaluations; there is always one at the end", min=1)
     eval_episodes: int = option(10, "greedy episodes in an evaluation", min=1, smoke=2)
     seed: int = option(1, "seed of the weights, the actions and the environment", min=0)
@@ -72,7 +89,10 @@ def choose(weights: Weights, observation: NDArray[np.float32], noise: NDArray[np
     """The action with the largest logit + noise: greedy without noise, with Gumbel noise a sample of the softmax."""
     w_hidden, b_hidden, w_logits, b_logits = weights
     hidden = np.maximum(w_hidden @ observation + b_hidden, 0)
-    return int((w_logits @ hidden + b_logits + noise).argmax())
+    action: int = (
+        w_logits @ hidden + b_logits + noise
+    ).argmax()  # NumPy's, which Gymnasium checks faster than Python's
+    return action
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights that diverge show in the loss
@@ -81,9 +101,11 @@ def play(environment: Environment, weights: Weights, rng: np.random.Generator) -
     observations, actions, rewards = [], [], []
     observation, _ = environment.reset()
     ended = False
+    blocks = (rng.gumbel(size=(64, len(weights[-1]))) for _ in repeat(None))  # one call for many steps
+    noise = chain.from_iterable(blocks)
     while not ended:
         observation = observation.astype(np.float32, copy=False)
-        action = choose(weights, observation, rng.gumbel(size=len(weights[-1])))
+        action = choose(weights, observation, next(noise))
         observations.append(observation)
         actions.append(action)
         observation, reward, terminated, truncated, _ = environment.step(action)
@@ -101,46 +123,114 @@ def discounted(rewards: list[float], gamma: float) -> Tensor:
     return torch.tensor(returns[::-1])
 
 
+class GymEngine:
+    """REINFORCE in Gymnasium and torch."""
+
+    def __init__(self, config: Config, environment: Environment, policy: Policy, rng: np.random.Generator) -> None:
+        self.config, self.environment, self.policy, self.rng = config, environment, policy, rng
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, fused=True)
+        environment.reset(seed=config.seed)
+
+    def learn(self, episodes: int) -> tuple[list[float], list[int], float, float]:
+        """Plays `episodes` episodes and learns from each.
+
+        Returns:
+            The score (sum of rewards) and the length of each, the loss and the mean entropy of the last.
+        """
+        scores, lengths = [], []
+        device = self.policy.hidden.weight.device
+        for _ in range(episodes):
+            observations, actions, rewards = play(self.environment, self.policy.weights(), self.rng)
+            returns = discounted(rewards, self.config.gamma).to(device)
+            log_probabilities = self.policy(torch.from_numpy(np.array(observations)).to(device))
+            taken = log_probabilities[torch.arange(len(actions)), torch.from_numpy(np.array(actions))]
+            loss = -(returns * taken).sum()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            scores.append(sum(rewards))
+            lengths.append(len(rewards))
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean()
+        return scores, lengths, loss.item(), entropy.item()
+
+    def prepare(self) -> str:
+        """There is nothing to prepare, and nothing to say about it."""
+        return ""
+
+    def evaluate(self, episodes: int) -> float:
+        """The mean return of `episodes` greedy episodes; the same ones each time, seeded apart from training."""
+        return evaluate(self.config.env_id, partial(choose, self.policy.weights()), episodes, self.config.seed)
+
+
+def make_engine(
+    config: Config, environment: Environment, policy: Policy, rng: np.random.Generator
+) -> tuple[GymEngine | CompiledEngine, str]:
+    """The engine that `config` asks for, and a line that says which one it is.
+
+    Raises:
+        UsageError: the compiled engine is asked for, and does not fit the environment or the device.
+    """
+    reason = ""
+    if config.engine == "compiled" or (config.engine == "auto" and config.episodes >= COMPILED_FROM):
+        try:
+            from agents._compiled import CompiledEngine
+
+            return CompiledEngine(config.env_id, policy, config.learning_rate, config.gamma, config.seed), "compiled"
+        except UsageError as error:
+            if config.engine == "compiled":
+                raise
+            reason = f": {error}"
+        except (ImportError, RuntimeError) as error:  # no numba, one too old for this NumPy, no place for its cache
+            reason = f": numba cannot be used ({printable(error, 120)})"
+    return GymEngine(config, environment, policy, rng), f"gym{reason}"
+
+
+def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int) -> Act:
+    """The policy of a finished run: its most likely action, or a sample of its actions, equal for equal seeds.
+
+    Raises:
+        DataError: `weights` are of another network than `config` describes.
+    """
+    environment = make_environment(config.env_id)
+    observation_size, action_count = sizes(environment)
+    policy = Policy(observation_size, config.hidden_size, action_count)
+    load_weights(policy, weights)
+    arrays, rng = policy.weights(), np.random.default_rng(seed)
+    return partial(choose, arrays) if greedy else lambda state: choose(arrays, state, rng.gumbel(size=len(arrays[-1])))
+
+
 def train(config: Config) -> Iterator[Event]:
     """Trains, and yields an event at step 0, every 20 episodes, and at the last one; the x axis counts episodes.
 
     Raises:
-        UsageError: the environment or the device cannot be used (before the first event).
+        UsageError: the environment, the engine or the device cannot be used (before the first event).
         NumericalError: the loss is NaN or infinite.
     """
     torch.set_num_threads(1)  # a second thread costs more than a layer of 128 units can give it to do
     rng = seed_everything(config.seed)
     device = resolve_device(config.device)
     environment = make_environment(config.env_id)
-    environment.reset(seed=config.seed)
     observation_size, action_count = sizes(environment)
     policy = Policy(observation_size, config.hidden_size, action_count).to(device)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, fused=True)
+    engine, name = make_engine(config, environment, policy, rng)
+    inputs = torch.zeros(1, observation_size, device=device)
+    free = name == "compiled"
+    yield Event(0, config.episodes, model=policy, inputs=inputs, notice=f"engine: {name}", threads=free)
+    if notice := engine.prepare():
+        yield Event(0, config.episodes, notice=notice)
+
     scores: deque[float] = deque(maxlen=100)
     lengths: deque[int] = deque(maxlen=100)
-    steps = 0
-    yield Event(0, config.episodes, model=policy, inputs=torch.zeros(1, observation_size, device=device))
-
-    for episode in range(1, config.episodes + 1):
-        observations, actions, rewards = play(environment, policy.weights(), rng)
-        returns = discounted(rewards, config.gamma).to(device)
-        log_probabilities = policy(torch.from_numpy(np.array(observations)).to(device))
-        taken = log_probabilities[torch.arange(len(actions)), torch.tensor(actions)]
-        loss = -(returns * taken).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-        scores.append(sum(rewards))
-        lengths.append(len(rewards))
-        steps += len(rewards)
-        last = episode == config.episodes
-        if episode % 20 and not last:
-            continue
-        if not loss.isfinite():
-            raise NumericalError(f"the loss is {loss.item()} at episode {episode}: try a smaller --learning-rate")
+    episode = steps = 0
+    while episode < config.episodes:
+        new = min(20, config.episodes - episode)
+        new_scores, new_lengths, loss, entropy = engine.learn(new)
+        episode, steps = episode + new, steps + sum(new_lengths)
+        scores.extend(new_scores)
+        lengths.extend(new_lengths)
+        if not math.isfinite(loss):
+            raise NumericalError(f"the loss is {loss} at episode {episode}: try a smaller --learning-rate")
         score = float(np.mean(list(scores)[-20:]))
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean()
         gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
         scalars = {
             "reward": score,
@@ -148,16 +238,17 @@ def train(config: Config) -> Iterator[Event]:
             "rollout/ep_rew_min": min(scores),
             "rollout/ep_rew_max": max(scores),
             "rollout/ep_len_mean": float(np.mean(lengths)),
-            "train/loss": loss.item(),
-            "train/entropy": entropy.item(),
+            "train/loss": loss,
+            "train/entropy": entropy,
             "train/grad_norm": nn.utils.get_total_norm(gradients).item(),
             "time/steps": steps,
         }
-        images = {}
-        if episode % config.eval_every == 0 or last:
+        images, videos = {}, {}
+        if episode // config.eval_every > (episode - new) // config.eval_every or episode == config.episodes:
+            scalars["eval/mean_reward"] = engine.evaluate(config.eval_episodes)
             greedy = partial(choose, policy.weights())
-            scalars["eval/mean_reward"] = evaluate(config.env_id, greedy, config.eval_episodes, config.seed)
             images["eval/episode"] = partial(contact_sheet, config.env_id, greedy, config.seed)
+            videos["eval/video"] = partial(film, config.env_id, greedy, config.seed)
         message = f"# of episode :{episode}, avg score : {score:.1f}"
-        yield Event(episode, config.episodes, scalars, "reward", message, policy, images=images)
+        yield Event(episode, config.episodes, scalars, "reward", message, policy, images=images, videos=videos)
     environment.close()

@@ -126,7 +126,8 @@ def check_script(path: Path) -> Path:
         with warnings.catch_warnings(action="ignore"):  # a backslash in its docstring
             tree = ast.parse(script.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"--airbench {path}: {error}: give a copy of {SOURCE}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"--airbench {path}: {reason}: give a copy of {SOURCE}") from None
     names = {getattr(node, "name", None) or getattr(node, "id", None) for node in ast.walk(tree)}
     if missing := {"main", "CifarNet", "print_training_details", "time_seconds"} - names:
         raise UsageError(f"--airbench {path}: there is no {min(missing)} in it: give a copy of {SOURCE}")

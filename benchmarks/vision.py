@@ -314,7 +314,7 @@ def command_line(argv: list[str]) -> int:
     try:
         device = str(resolve_device(own.device))
         script = check_script(own.airbench) if own.airbench else None
-        data = own.data or ("" if device == "cpu" else "cifar10")
+        data = own.data or ("" if device == "cpu" else "shapes" if "--quick" in others else "cifar10")
         if data:
             print(about(load_dataset(data)), flush=True)
     except RlboardError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ import typer
 
 from rlboard import __version__
 from rlboard.config import Option, options_of
-from rlboard.errors import RlboardError
+from rlboard.errors import RlboardError, plain_warnings
 from rlboard.registry import TRACKS, Loop, SourceError, Track, read_loop
 from rlboard.run import RunOptions, check_log_dir, execute
 
@@ -92,6 +91,9 @@ def _parameter(option: Option, panel: str) -> inspect.Parameter:
     flags = [option.flag, *([option.alias] if option.alias else [])]
     if option.type is bool:
         flags = [f"{option.flag}/--no-{option.flag[2:]}"]
+    if option.argument:
+        argument = typer.Argument(help=words, metavar=option.flag, show_default=False)
+        return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str, argument])
     metavar = "|".join(filter(None, option.choices)) or {int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(option.type)
     described = typer.Option(*flags, help=words, metavar=metavar, show_default=False, rich_help_panel=panel)
     kind = bool if option.type is bool else str
@@ -112,6 +114,10 @@ def _run(loop: Loop, given: dict[Option, str | bool | None]) -> int:
     command = ["rlboard", *filter(None, (loop.track.group, loop.command))]
     command += [option.spelled(value) for option, value in given.items() if value is not None]
     values = loop.defaults(plumbing.preset, smoke=plumbing.smoke) | chosen
+    if plumbing.seeds > 1:
+        from rlboard.seeds import execute_seeds
+
+        return execute_seeds(loop, values, plumbing, command)
     from rlboard.instruments import INSTRUMENTS  # with torch and all that it brings
 
     return execute(loop, values, plumbing, command, INSTRUMENTS[plumbing.log])
@@ -119,7 +125,7 @@ def _run(loop: Loop, given: dict[Option, str | bool | None]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; a mistake of the user's is one line on standard error."""
-    warnings.formatwarning = lambda message, *_, **__: f"rlboard: {message}\n"
+    plain_warnings()
     try:
         code = build_app()(args=arguments, prog_name="rlboard", standalone_mode=False)
         return int(code or 0)

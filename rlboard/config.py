@@ -40,14 +40,17 @@ class Option:
     alias: str = ""
     smoke: Value | None = None
     check: str = ""
+    argument: bool = False
 
     @property
     def flag(self) -> str:
-        """The option as it is typed: `learning_rate` is `--learning-rate`."""
-        return "--" + self.name.replace("_", "-")
+        """The option as it is typed: `learning_rate` is `--learning-rate`, the argument `run` is `RUN` in all texts."""
+        return self.name.upper() if self.argument else "--" + self.name.replace("_", "-")
 
     def spelled(self, value: Value) -> str:
         """The option and its value as they are typed."""
+        if self.argument:
+            return str(value)
         if self.type is bool:
             return self.flag if value else f"--no-{self.flag[2:]}"
         return f"{self.flag}={value}"
@@ -153,6 +156,7 @@ def option(
     alias: str = "",
     smoke: Value | None = None,
     check: str = "",
+    argument: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -165,6 +169,7 @@ def option(
         smoke: the value under `--smoke`.
         check: `module:function` that is called with the value and raises `UsageError`; imported when needed, so
             that a check may cost an import that `--help` does not pay.
+        argument: it is typed without a flag, in the order of the fields, and may not be left out on the command line.
     """
     arguments = {key: value for key, value in locals().items() if key != "default"}
     return field(default=default, metadata={"option": arguments})

@@ -4,6 +4,13 @@ A message is one line: what is wrong, where, and how to mend it. `rlboard.cli.ma
 code; a traceback is only for our own mistakes.
 """
 
+import warnings
+
+
+def plain_warnings() -> None:
+    """Makes of a warning one line that says who speaks, without the place in the source."""
+    warnings.formatwarning = lambda message, *_, **__: f"rlboard: {message}\n"
+
 
 class RlboardError(Exception):
     """Something the user can mend. Raise one of the classes below."""

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 Image = Callable[[], "NDArray[np.uint8]"]
 """Draws a picture, (height, width, 3) uint8, when it is called."""
 
+Video = Callable[[], tuple[float, Iterator[Image]]]
+"""Starts a video when it is called: its frames per second, and its frames, each to be drawn before the next is taken.
+
+A frame that is not drawn costs nothing, so that a long video can be shown in few pictures.
+"""
+
 Curve = tuple["NDArray[np.bool_]", "NDArray[np.float32]"]
 """Which examples belong to a class, and the probabilities that the model gives them to, each (examples,)."""
 
@@ -38,9 +44,12 @@ class Event:
         model: the live network; its gradients are those of the last update.
         inputs: one batch of inputs of the model, for the graph and, from two inputs up, for the activations.
         images: tag to a function that draws it. A picture costs time, and the loop may not depend on its being drawn.
+        videos: tag to a function that starts a video; drawn only when asked for, under the same rule.
         curves: tag to what a precision-recall curve is made of.
         best: the tag under which the largest headline so far is logged; empty for `best/<headline>`.
         notice: a line that everybody should read, such as on which data is trained.
+        threads: of a first event: the loop leaves the interpreter free for most of its time, and shares nothing with
+            others after it, so that several can train in threads of one process.
     """
 
     step: int
@@ -54,6 +63,8 @@ class Event:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     best: str = ""
     notice: str = ""
+    videos: Mapping[str, Video] = field(default_factory=dict)
+    threads: bool = False
 
 
 Events = Iterator[Event]

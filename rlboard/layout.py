@@ -31,6 +31,16 @@ def margin(value: str, lower: str, upper: str) -> Chart:
     return "Margin", [value, lower, upper]
 
 
+def seed_bands(tag: str) -> Layout:
+    """The dashboard of a group of seeds: what `tag` is on average, with its 95 % interval."""
+    return {
+        "Seeds": {
+            f"{tag}, mean": margin(f"{tag}/mean", f"{tag}/lower", f"{tag}/upper"),
+            f"{tag}, interquartile mean": margin(f"{tag}/iqm", f"{tag}/iqm_lower", f"{tag}/iqm_upper"),
+        }
+    }
+
+
 LAYOUTS: Mapping[str, Layout] = {
     "agents": {
         "Reward": {

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import functools
 import json
 import os
 import platform
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from rlboard.events import Events
     from rlboard.writer import Writer
+
+    Instrument = Callable[[Events, "Run"], Events]
 
 SMALLEST_FREE_SPACE = 1 << 20  # bytes: less cannot hold a run's first second
 RATES = {"time/steps": "time/fps", "time/images": "time/images_per_second"}
@@ -83,8 +86,17 @@ class RunOptions:
                           check="rlboard.run:check_log_dir")  # fmt: skip
     run_name: str = option("", "name of the run's directory (default: start time and seed)",
                            check="rlboard.run:check_run_name")  # fmt: skip
+    seeds: int = option(1, "independent runs, with the seeds from --seed on, side by side in one group", min=1)
     log: str = option("full", "minimal: scalars and hyperparameters; full: every tab",
                       choices=("minimal", "full"))  # fmt: skip
+    capture_video: bool = option(False, "a GIF of an episode at every evaluation, in the Images tab and as a file")
+
+
+@dataclass
+class Stop:
+    """Who is asked to stop: all runs that share it. `number` is the signal that asked, 0 for none yet."""
+
+    number: int = 0
 
 
 @dataclass
@@ -99,6 +111,8 @@ class Run:
         status: `running`, then `completed`, `interrupted` or `failed`.
         best: headline tag to its largest value so far and the step of it.
         weights_sha256: hash of the model's final weights; equal for equal runs.
+        stop: whether the run is asked to stop.
+        findings: more facts for `run.json`.
     """
 
     loop: Loop
@@ -111,7 +125,8 @@ class Run:
     status: str = "running"
     best: dict[str, dict[str, float]] = field(default_factory=dict)
     weights_sha256: str | None = None
-    stop_signal: signal.Signals | None = None
+    stop: Stop = field(default_factory=Stop)
+    findings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def hyperparameters(self) -> dict[str, Value]:
@@ -139,6 +154,7 @@ class Run:
                 "best": self.best,
                 "weights_sha256": self.weights_sha256,
                 "dropped_records": self.writer.dropped,
+                **self.findings,
             },
             indent=2,
             ensure_ascii=False,
@@ -156,7 +172,7 @@ def execute(
     values: dict[str, Value],
     options: RunOptions,
     command: list[str],
-    instruments: Iterable[Callable[[Events, Run], Events]],
+    instruments: Iterable[Instrument],
 ) -> int:
     """Runs `loop` from its first event to its last, through `instruments`; returns the exit code.
 
@@ -170,24 +186,39 @@ def execute(
     Raises:
         RlboardError: see `rlboard.errors`; what was logged until then is on the disk.
     """
-    module = loop.load()
-    config = module.Config(**values)
-    with _memory_errors():
-        events: Events = module.train(config)
-        first = next(events, None)
-        if first is None:
-            raise UsageError(f"{loop.command} has nothing to do with these options")
-        with _open(loop, config, options, command) as run, _signals(run):
-            stream = _timed(_watch(chain([first], events), run))
-            for instrument in instruments:
-                stream = instrument(stream, run)
-            for _ in stream:
-                pass
-    if run.stop_signal:
-        return 128 + run.stop_signal
+    config = loop.load().Config(**values)
+    with memory_errors():
+        events = begin(loop, config)
+        stop = Stop()
+        with open_run(loop, config, options, command, stop=stop) as run, signals(stop):
+            pull(events, run, instruments)
+    if stop.number:
+        return 128 + stop.number
     if lost := run.writer.events.dropped:
         raise StorageError(f"training is done, but {lost} records could not be written to {run.directory}")
     return 0
+
+
+def begin(loop: Loop, config: Any) -> Events:
+    """The events of `loop`, of which the first has happened: what it refuses is refused before anything is written.
+
+    Raises:
+        RlboardError: the loop refuses `config`.
+    """
+    events: Events = loop.load().train(config)
+    first = next(events, None)
+    if first is None:
+        raise UsageError(f"{loop.command} has nothing to do with these options")
+    return chain([first], events)
+
+
+def pull(events: Events, run: Run, instruments: Iterable[Instrument]) -> None:
+    """Pulls `events` through `instruments`, from the loop outwards, to the last one or until the run is to stop."""
+    stream = _timed(_watch(events, run))
+    for instrument in instruments:
+        stream = instrument(stream, run)
+    for _ in stream:
+        pass
 
 
 def _watch(events: Events, run: Run) -> Events:
@@ -195,7 +226,7 @@ def _watch(events: Events, run: Run) -> Events:
     try:
         for event in events:
             yield event
-            if run.stop_signal:
+            if run.stop.number:
                 run.status = "interrupted"
                 return
         run.status = "completed"
@@ -218,18 +249,22 @@ def _timed(events: Events) -> Events:
 
 
 @contextlib.contextmanager
-def _open(loop: Loop, config: Any, options: RunOptions, command: list[str]) -> Iterator[Run]:
-    """Makes and locks the run directory and opens its writer; closes all of it, whatever happens in between."""
+def open_run(
+    loop: Loop, config: Any, options: RunOptions, command: list[str], *, stop: Stop, seeds: str = "", group: str = ""
+) -> Iterator[Run]:
+    """Makes and locks the run directory and opens its writer; closes all of it, whatever happens in between.
+
+    `seeds` ends the name of a directory of several runs, and `group` is the directory in which this is one of them.
+    """
     from rlboard.writer import open_writer
 
-    parent = Path(options.log_dir) / loop.track.directory(loop.name)
-    name = options.run_name or time.strftime("%Y%m%d-%H%M%S") + (
-        f"-seed{config.seed}" if hasattr(config, "seed") else ""
-    )
+    parent = Path(group) if group else Path(options.log_dir) / loop.track.directory(loop.name)
+    ending = seeds or (f"seed{config.seed}" if hasattr(config, "seed") else "")
+    name = ending if group else options.run_name or "-".join(filter(None, (time.strftime("%Y%m%d-%H%M%S"), ending)))
     try:
         directory, lock = _claim(parent, name)
         writer = open_writer(directory)
-        run = Run(loop, config, options, directory, writer, command)
+        run = Run(loop, config, options, directory, writer, command, stop=stop)
         run.record()
     except OSError as error:
         hint = "free some space" if error.errno == errno.ENOSPC else "give another --log-dir"
@@ -264,11 +299,11 @@ def _claim(parent: Path, name: str) -> tuple[Path, BaseFileLock]:
 
 
 @contextlib.contextmanager
-def _signals(run: Run) -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the run after the event at hand; the second ends the process at once."""
+def signals(stop: Stop) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the runs after the event at hand; the second ends the process at once."""
 
-    def stop(number: int, _: FrameType | None) -> None:
-        run.stop_signal = signal.Signals(number)
+    def ask(number: int, _: FrameType | None) -> None:
+        stop.number = number
         for each in previous:
             signal.signal(each, previous[each])
 
@@ -276,7 +311,7 @@ def _signals(run: Run) -> Iterator[None]:
     previous = {number: signal.getsignal(number) for number in watched}
     try:
         for number in watched:
-            signal.signal(number, stop)
+            signal.signal(number, ask)
     except ValueError:  # not in the main thread: its signals are not ours
         previous = {}
     try:
@@ -287,7 +322,7 @@ def _signals(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """Turns what torch and Python raise when memory runs out into `OutOfMemoryError`."""
     import torch
 
@@ -297,6 +332,7 @@ def _memory_errors() -> Iterator[None]:
         raise OutOfMemoryError(f"out of memory: {printable(error, 200)}: try a smaller batch or network") from None
 
 
+@functools.cache
 def _git_commit() -> str | None:
     """The commit of the checkout that rlboard runs from, None where it is no checkout."""
     try:
@@ -306,6 +342,7 @@ def _git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     packages = ("torch", "gymnasium", "numpy", "tensorboard")
     versions = {"python": platform.python_version(), "rlboard": rlboard.__version__}

@@ -16,7 +16,8 @@ def seed_everything(seed: int, deterministic: bool = False) -> np.random.Generat
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it for this
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # asking alone imports torch's compiler: 2 s
+        torch.use_deterministic_algorithms(deterministic)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - environments may draw from the global generator
     torch.manual_seed(seed)

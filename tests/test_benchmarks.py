@@ -3,18 +3,21 @@
 import dataclasses
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from agents.reinforce import PRESETS, Config, train
-from benchmarks import reader, reinforce, vision, writer
+from benchmarks import _airbench, reader, reinforce, vision, writer
 from benchmarks._solved import Goal, run_script, until_solved
 from benchmarks.harness import (
     Benchmark,
@@ -32,6 +35,9 @@ from benchmarks.harness import (
     number,
     run,
 )
+from vision import train as vision_train
+from vision._data import load_dataset
+from vision._models import build_model
 
 
 @dataclasses.dataclass
@@ -374,6 +380,229 @@ def test_a_peer_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str])
     assert "--cleanrl no/such/ppo.py: no such file" in capsys.readouterr().err
 
 
+@pytest.fixture
+def noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder of 40 training and 20 test images of 10 classes, and a working directory, of its own."""
+    from PIL import Image
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for label in range(10):
+            folder = tmp_path / "noise" / split / str(label)
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    threads = torch.get_num_threads()
+    yield str(tmp_path / "noise")
+    torch.set_num_threads(threads)
+
+
+def small_training(data: str, **options: Any) -> dict[str, Any]:
+    small = {"width": 8, "batch_size": 16, "epochs": 2, "log_every": 3, "compile": False, "threads": 1}
+    return vision_train.PRESETS["speedrun"] | {"data": data, "device": "cpu"} | small | options
+
+
+def test_airbenchs_clock_counts_of_our_training_what_it_counts_of_its_own(
+    noise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def costs(price: Callable[..., float], function: Callable[..., Any]) -> Callable[..., Any]:
+        def priced(*args: Any, **kwargs: Any) -> Any:
+            nonlocal now
+            now += price(*args)
+            return function(*args, **kwargs)
+
+        return priced
+
+    tests: list[int] = []
+
+    def price_of_a_test(*arguments: object) -> float:
+        tests.append(len(arguments))
+        return 10_000 * len(arguments)
+
+    prices: dict[str, Callable[..., float]] = {
+        "Batches": lambda *_: 1,
+        "whiten": lambda *_: 10,
+        "schedule": lambda *_: 100,  # once in a step
+        "predict": price_of_a_test,
+        "load_dataset": lambda *_: 1e6,
+        "build_model": lambda *_: 1e6,
+        "make_optimizer": lambda *_: 1e6,
+        "scores": lambda *_: 1e6,
+        "pictures": lambda *_: 1e6,
+    }
+    for name, price in prices.items():
+        monkeypatch.setattr(vision_train, name, costs(price, getattr(vision_train, name)))
+    monkeypatch.setattr(_airbench, "time", SimpleNamespace(perf_counter=lambda: now))
+    kept = vision_train.predict  # type: ignore[attr-defined]
+
+    training = _airbench.our_training(small_training(noise))
+    assert tests == [2, 2, 3]  # after each epoch, and the last one with augmentation
+    assert training.seconds == 30_000 + 4 * 100 + 10 + 4  # training, test, whitening and sample images are prepared
+    assert training.whole.work == 2 * 2 * 16
+    assert 0 < training.plain <= 100
+    assert vision_train.predict is kept  # type: ignore[attr-defined]
+
+    tests.clear()
+    assert _airbench.our_training(small_training(noise, tta=False)).seconds == 4 * 100 + 10 + 4
+    assert tests == [2, 2]
+
+
+STAND_IN = """
+import os
+import sys
+
+import torch
+
+with open(sys.argv[0]) as file:
+    code = file.read()
+torch.backends.cudnn.benchmark = True
+
+
+class CifarNet(torch.nn.Module):
+    def cuda(self):
+        return self
+
+    def compile(self, mode):
+        self.mode = mode
+
+
+def print_training_details(variables, is_final_entry):
+    raise AssertionError
+
+
+def main(run, model):
+    assert code
+    assert model.mode == "max-autotune"
+    assert torch.backends.cudnn.benchmark
+    data = torch.load(os.path.join("cifar10", "train.pt"))
+    assert data["images"].shape == (40, 32, 32, 3)
+    assert data["images"].dtype == torch.uint8
+    assert len(data["classes"]) == 10
+    with open("runs", "a") as file:
+        file.write(f"{run} ")
+    time_seconds = 5.0 if run == "warmup" else float(run)
+    val_acc = 0.5
+    print_training_details(locals(), is_final_entry=False)
+    time_seconds = 2 * time_seconds
+    print_training_details(locals(), is_final_entry=True)
+    return 0.25 * time_seconds
+"""
+
+
+def test_airbench_runs_in_turn_with_ours_on_our_images(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Path("scripts") / _airbench.SCRIPT
+    script.parent.mkdir()
+    script.write_text(STAND_IN)
+    ours: list[int] = []
+
+    def quick_training(options: dict[str, Any]) -> _airbench.Training:
+        assert not torch.backends.cudnn.benchmark
+        ours.append(options["seed"])
+        return _airbench.Training(90.0 + options["seed"], 50.0, 3.0 * options["seed"], Measurement(1, 1.0, 1.0))
+
+    monkeypatch.setattr(_airbench, "our_training", quick_training)
+    measured = _airbench.in_turn(_airbench.check_script(script.parent), small_training(noise), 3)
+    assert ours == [0, 1, 2, 3]
+    assert Path("runs").read_text().split() == ["warmup", "1", "2", "3"]
+    assert measured.extra == {
+        "mean %": 92,
+        "median s": 6,
+        "airbench94's %": 100,
+        "airbench94's s": 4,
+        "times its s": 1.5,
+        "in pairs": 1.5,
+    }
+    data = load_dataset(noise)
+    for split, name in ((data.train, "train"), (data.test, "test")):
+        kept = torch.load(f"cifar10/{name}.pt")
+        assert torch.equal(kept["images"].permute(0, 3, 1, 2), split.images)
+        assert torch.equal(kept["labels"], split.labels)
+
+    monkeypatch.setattr(_airbench, "load_dataset", lambda _: dataclasses.replace(data, classes=("a", "b")))
+    with pytest.raises(ContenderError, match="takes 10 classes of images of 3 x 32 x 32"):
+        _airbench.in_turn(script, small_training(noise), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (STAND_IN.replace("CifarNet", "Net"), "there is no CifarNet in it"),
+        (STAND_IN.replace("time_seconds", "seconds"), "there is no time_seconds in it"),
+        ("def main(", "'(' was never closed"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_what_is_not_airbenchs_script_is_refused_before_anything_runs(
+    text: str | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "script.py"
+    if text is not None:
+        script.write_text(text)
+    assert vision.command_line(["--quick", "--airbench", str(script)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line
+    assert line.endswith(f"give a copy of {_airbench.SOURCE}")
+
+
+def test_operations_and_activations_of_a_small_network() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.Flatten(), torch.nn.Linear(4 * 8 * 8, 10)
+    )
+    flops, elements = vision.demand(network, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    convolution, linear = 2 * (8 * 8) * 4 * (3 * 3 * 3), 2 * (4 * 8 * 8) * 10
+    assert flops == 2 * convolution + 3 * linear  # nobody asks for the gradient of the images
+    assert elements == 5 * (4 * 8 * 8 + 10) + 2 * (3 * 8 * 8)
+
+
+def test_the_bound_is_the_slower_of_the_two() -> None:
+    assert vision.images_per_second(10, 4, flops_per_second=100, bytes_per_second=100) == pytest.approx(10)
+    assert vision.images_per_second(10, 4, flops_per_second=100, bytes_per_second=8) == pytest.approx(2)
+
+
+def test_resnet18_beside_its_bound(noise: str) -> None:
+    measured = vision.bounded(small_training(noise, model="resnet18", tta=False), 64, 2**16)
+    shown = measured.extra
+    assert measured.work == 2 * 2 * 16
+    flops, elements = vision.demand(build_model("resnet18", classes=10, width=8), torch.zeros(1, 3, 32, 32))
+    assert shown["GFLOP per image"] == flops / 1e9
+    assert shown["MB per image"] == 4 * elements / 1e6
+    by_operations = 1000 * shown["TFLOP/s"] / shown["GFLOP per image"]
+    assert shown["bound"] == pytest.approx(min(by_operations, 1000 * shown["GB/s"] / shown["MB per image"]))
+    assert shown["% of it"] == pytest.approx(100 * shown["images per s"] / shown["bound"])
+
+
+def test_a_gpu_has_benchmarks_of_its_own() -> None:
+    chosen = vision.benchmarks(False, "shapes", "cuda", airbench=Path(_airbench.SCRIPT))
+    assert [each.name for each in chosen] == ["logging", "resnet18", *vision.CUDA_PRESETS, "airbench94"]
+    assert "10 seeds" in chosen[-1].note
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_smoke_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vision.command_line(["--quick", "--device", "cuda"]) == 0
+    assert "failed" not in capsys.readouterr().out
+
+
+def test_the_file_can_be_run_as_it_is(tmp_path: Path) -> None:
+    program = [sys.executable, vision.__file__, "--quick", "--only", "nothing"]
+    answer = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert "--only nothing: there is loading, " in answer.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vision.command_line(["--device", "cuda"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_names_are_unique() -> None:
     for module in (reader, reinforce, vision, writer):
         benchmarks = module.benchmarks(True)
@@ -384,7 +613,17 @@ def test_names_are_unique() -> None:
             assert len(set(names)) == len(names)
 
 
-HEAVY = {"command", "graph-resnet18", "graph-vit", "loading", "loading-cutout", "logging", "solved", "start"}
+HEAVY = {
+    "command",
+    "graph-resnet18",
+    "graph-vit",
+    "loading",
+    "loading-cutout",
+    "logging",
+    "resnet18",
+    "solved",
+    "start",
+}
 EVERY_BENCHMARK = [
     pytest.param(
         module.benchmarks,

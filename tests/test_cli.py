@@ -14,7 +14,7 @@ import pytest
 
 from rlboard import __version__
 from rlboard.cli import build_app, main
-from rlboard.registry import Track
+from rlboard.registry import TRACKS, Loop, Track
 from tests.conftest import ROOT, RlboardProcess
 
 MISTAKES = {
@@ -147,6 +147,18 @@ def test_one_file_adds_an_agent(
     tags = accumulator.Tags()
     assert "Hyperparameters/text_summary" in tags["tensors"]
     assert json.loads((tmp_path / "logs/COUNT_UP/first/run.json").read_text())["best"]["count"]["value"] == 10
+
+
+@pytest.mark.parametrize("loop", [loop for track in TRACKS for loop in track.loops()], ids=lambda loop: loop.name)
+def test_every_loop_runs_its_smoke(loop: Loop, smoke_log_dir: Path, tmp_path: Path) -> None:
+    """With the path of a finished run for every argument."""
+    command = [*filter(None, (loop.track.group, loop.command)), "--smoke"]
+    command += [str(smoke_log_dir / "REINFORCE/smoke") for option in loop.options if option.argument]
+    assert main([*command, "--log-dir", str(tmp_path), "--run-name", "smoke"]) == 0
+    directory = tmp_path / loop.track.directory(loop.name) / "smoke"
+    facts = json.loads((directory / "run.json").read_text())
+    assert (facts["status"], facts["dropped_records"]) == ("completed", 0)
+    assert facts["best"]
 
 
 def test_a_pipe_gets_the_lines_of_the_blog(rlboard_process: RlboardProcess) -> None:

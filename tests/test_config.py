@@ -97,8 +97,11 @@ def test_options_of_a_dataclass() -> None:
         name: str = option("x", "a name", choices=("x", "y"))
         hidden: int = 3
 
-    rate, name = options_of(Config)
+        run: str = option("", "a run", argument=True)
+
+    rate, name, run = options_of(Config)
     assert rate == Option("learning_rate", float, 1e-3, "step size", above=0, alias="--lr", smoke=1e-2)
     assert (rate.flag, rate.range) == ("--learning-rate", "above 0")
     assert (name.range, name.type) == ("x or y", str)
+    assert (run.flag, run.spelled("logs/a")) == ("RUN", "logs/a")
     assert Config().learning_rate == 1e-3

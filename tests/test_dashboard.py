@@ -96,7 +96,7 @@ def test_the_policy_is_drawn(url: str) -> None:
 
 def test_text_tells_the_configuration(url: str) -> None:
     assert set(get(url, "plugin/text/tags")[RUN]) == {
-        f"{tag}/text_summary" for tag in ("Hyperparameters", "loop", "Model/summary")
+        f"{tag}/text_summary" for tag in ("Hyperparameters", "loop", "notice", "Model/summary")
     }
     (config,) = get(url, "plugin/text/text", run=RUN, tag="Hyperparameters/text_summary")
     assert "<td>0.0002</td>" in config["text"]
@@ -129,6 +129,8 @@ def test_the_accumulator_reads_the_same(smoke_log_dir: Path) -> None:
     assert tags["images"] == ["eval/episode"]
     assert {path.name for path in directory.iterdir()} == {
         ".lock",
+        "checkpoint.pt",
+        "checkpoint.pt.sha256",
         "run.json",
         next(directory.glob("events.out.tfevents.*")).name,
     }

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlboard.checkpoint import read_run
 from rlboard.cli import main
 from rlboard.errors import RlboardError, UsageError
 from rlboard.run import _claim, check_log_dir, check_run_name
@@ -167,3 +168,5 @@ def test_a_signal_ends_the_run_in_order_with_no_point_lost(number: signal.Signal
     facts = json.loads((tmp_path / "REINFORCE/stopped/run.json").read_text())
     assert facts["status"] == "interrupted"
     assert facts["weights_sha256"]
+    run = read_run(str(tmp_path / "REINFORCE/stopped"))
+    assert (run.status, run.step) == ("interrupted", last)

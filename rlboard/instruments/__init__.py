@@ -8,6 +8,7 @@ what is learned bit for bit the same.
 from collections.abc import Callable, Mapping
 
 from rlboard.events import Events
+from rlboard.instruments.checkpoints import checkpoints
 from rlboard.instruments.console import console
 from rlboard.instruments.tabs import (
     activations,
@@ -20,12 +21,22 @@ from rlboard.instruments.tabs import (
     scalars,
     text,
 )
+from rlboard.instruments.videos import videos
 from rlboard.instruments.weights import weights
 from rlboard.run import Run
 
 Instrument = Callable[[Events, Run], Events]
 
-_MINIMAL: tuple[Instrument, ...] = (hyperparameters, custom_scalars, text, scalars, weights, console)
+_MINIMAL: tuple[Instrument, ...] = (
+    videos,
+    hyperparameters,
+    custom_scalars,
+    text,
+    scalars,
+    weights,
+    checkpoints,
+    console,
+)
 
 INSTRUMENTS: Mapping[str, tuple[Instrument, ...]] = {
     "minimal": _MINIMAL,

@@ -69,11 +69,12 @@ def _bar(events: Events, terminal: Console) -> Events:
     )
     with progress:
         task = progress.add_task("starting", total=None)
-        headline, latest = "", dict[str, float]()
+        headline, message, latest = "", "", dict[str, float]()
         for event in events:
             headline = event.headline or headline
             latest.update(event.scalars)
-            description = _description(headline, latest)
+            message = event.message or message
+            description = _description(headline, latest) or message or "starting"
             progress.update(task, completed=event.step, total=event.total, description=description)
             yield event
 
@@ -81,7 +82,7 @@ def _bar(events: Events, terminal: Console) -> Events:
 def _description(headline: str, latest: Mapping[str, float]) -> str:
     shown = [f"{tag} {latest[tag]:.4g}" for tag in (headline, "Loss/train_step") if tag in latest]
     rates = [f"{latest[tag]:,.0f} {unit}" for tag, unit in UNITS.items() if tag in latest]
-    return "  ".join(shown + rates) or "starting"
+    return "  ".join(shown + rates)
 
 
 def _summary(run: Run, latest: Mapping[str, float]) -> Table:
@@ -89,7 +90,7 @@ def _summary(run: Run, latest: Mapping[str, float]) -> Table:
     for tag, best in run.best.items():
         table.add_row(tag, f"{latest[tag]:.4g} at the end, best {best['value']:.4g} at step {best['step']:,}")
     for tag, value in latest.items():
-        if tag.startswith("eval/"):
+        if tag.startswith("eval/") and tag not in run.best:
             table.add_row(tag, f"{value:.4g}")
     if "time/steps" in latest:
         table.add_row("steps", f"{latest['time/steps']:,.0f}")

@@ -1,0 +1,233 @@
+"""Saved state: written so that a crash leaves it readable, verified before it is read, and runs read back with it.
+
+A checkpoint is a file and its SHA-256 beside it, as `sha256sum --check` reads it. torch itself takes a file with a
+flipped byte for good, so nothing is unpickled before its hash fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlboard.config import Value, printable
+from rlboard.errors import DataError, UsageError
+from rlboard.registry import TRACKS, Loop, SourceError, Track, read_loop
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CHECKPOINT = "checkpoint.pt"
+FORMAT = 1
+"""Of what a run's checkpoint holds; another number is another version's."""
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes `state`, tensors, numbers, strings and containers of them, to `path`, and its hash to `<path>.sha256`.
+
+    A crash at any moment leaves a file that `load` reads, the old one or the new: the hash file first admits both.
+
+    Raises:
+        OSError: it cannot be written; what was there before is intact.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content = buffer.getvalue()
+    beside = _beside(path)
+    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
+    earlier = beside.read_bytes() if beside.exists() else b""
+    _replace(beside, earlier + line)
+    _replace(path, content)
+    _replace(beside, line)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state that `save` wrote, its tensors on the CPU.
+
+    Raises:
+        DataError: it is missing, is not what was saved, or is no checkpoint.
+    """
+    where = printable(path, 200)
+    try:
+        content, known = path.read_bytes(), _beside(path).read_bytes().split()
+    except FileNotFoundError as error:
+        missing = printable(Path(error.filename or path).name, 100)
+        raise DataError(f"{where} cannot be verified: {missing} is not there: give another run") from None
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest().encode() not in known:
+        raise DataError(f"{where} is damaged: its SHA-256 is not the one beside it: give another run")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - whatever unpickling makes of a foreign file
+        raise DataError(f"{where} is no checkpoint of rlboard: {printable(error)}") from None
+    if not isinstance(state, dict):
+        raise DataError(f"{where} is no checkpoint of rlboard: it holds a {type(state).__name__}")
+    return state
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies saved weights into `model`. Raises DataError, naming the first that differs, where they do not fit."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in expected | found:
+        if expected.get(name) != found.get(name):
+            raise DataError(
+                f"the checkpoint is of another network than the run's: {printable(name)} is "
+                f"{found.get(name, 'missing')} in it, {expected.get(name, 'unknown')} by the configuration"
+            )
+    model.load_state_dict(weights)
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run read back from its directory.
+
+    Attributes:
+        directory: where it lies.
+        loop: which loop it ran, and `config` with which values, by name: `loop.load().Config(**config)`.
+        status: `running`, `completed`, `interrupted` or `failed`.
+        step: the x axis at the checkpoint.
+        weights: the model's state at the checkpoint, on the CPU.
+    """
+
+    directory: Path
+    loop: Loop
+    config: dict[str, Value]
+    status: str
+    step: int
+    weights: Mapping[str, Tensor]
+
+
+def read_run(name: str, tracks: Iterable[Track] = TRACKS) -> SavedRun:
+    """The run `name`: its directory, or the `run.json` or a checkpoint in it.
+
+    Raises:
+        UsageError: there is no such run; the message suggests runs with a similar name.
+        DataError: its `run.json` or its checkpoint is missing, damaged, or not of this version's loops.
+    """
+    path = Path(name)
+    try:
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except OSError:  # such as a name that is too long
+        is_directory = is_file = False
+    if not name or not (is_directory or is_file):
+        raise UsageError(f"RUN {printable(name, 200)} is not there: {_suggestion(path)}")
+    if is_file and path.name != "run.json" and path.suffix != ".pt":
+        raise UsageError(f"RUN {printable(path, 200)} is a file: give the directory of a run")
+    directory = path if is_directory else path.parent
+    facts = _read_facts(directory / "run.json")
+    where = printable(directory / "run.json", 200)
+    loop = _find_loop(facts["loop"], where, tracks)
+    config = _checked(facts["config"], loop, where)
+    checkpoint = path if is_file and path.suffix == ".pt" else directory / CHECKPOINT
+    if not checkpoint.exists():
+        raise DataError(f"{where} is of a run without a {CHECKPOINT}: give one that was completed or interrupted")
+    step, weights = _model_state(load(checkpoint), config, printable(checkpoint, 200))
+    return SavedRun(directory, loop, config, facts["status"], step, weights)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What `run.json` says, its `loop`, `config` and `status` of the right types."""
+    where = printable(path, 200)
+    try:
+        facts = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        no_run = f"{printable(path.parent, 200)} is no run, it has no run.json"
+        raise DataError(f"{no_run}: {_suggestion(path.parent, path.parent)}") from None
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is damaged: {printable(error)}") from None
+    types: dict[str, type] = {"loop": str, "config": dict, "status": str}
+    for name, kind in types.items():
+        if not isinstance(facts, dict) or not isinstance(facts.get(name), kind):
+            raise DataError(f"{where} is damaged: it has no {name}")
+    return facts  # type: ignore[no-any-return]
+
+
+def _find_loop(name: str, where: str, tracks: Iterable[Track]) -> Loop:
+    files = {f"{track.package}/{path.stem}": (track, path) for track in tracks for path in track.files()}
+    if name not in files:
+        raise DataError(f"{where} is of {printable(name)}, a loop that is not here: there are {', '.join(files)}")
+    try:
+        return read_loop(*files[name])
+    except SourceError as error:
+        raise DataError(f"{where} is of a loop that cannot be read: {error}") from None
+
+
+def _checked(config: Mapping[str, Any], loop: Loop, where: str) -> dict[str, Value]:
+    """`config` if it has exactly the loop's options, each with a value in its range."""
+    options = {option.name: option for option in loop.options}
+    if config.keys() != options.keys():
+        differences = [f"unknown {printable(name)}" for name in sorted(config.keys() - options.keys())]
+        differences += [f"missing {name}" for name in sorted(options.keys() - config.keys())]
+        raise DataError(f"{where} is not of this version of {loop.name}: its config has {', '.join(differences[:5])}")
+    values: dict[str, Value] = {}
+    for name, option in options.items():
+        value = config[name]
+        if type(value) is not option.type and not (option.type is float and type(value) is int):
+            raise DataError(f"{where} is damaged: {name} is {printable(value)}, not of type {option.type.__name__}")
+        try:
+            values[name] = option.type(value)
+            replace(option, check="").validate(value)  # what it names may be gone; whoever needs it will say so
+        except (UsageError, OverflowError) as error:
+            raise DataError(f"{where} is damaged: {error}") from None
+    return values
+
+
+def _model_state(state: Mapping[str, Any], config: dict[str, Value], where: str) -> tuple[int, dict[str, Tensor]]:
+    """The step and the weights of a run's checkpoint, if it is of this `config`."""
+    if state.get("format") != FORMAT:
+        raise DataError(f"{where} is of format {printable(state.get('format'))}: this version reads format {FORMAT}")
+    step, weights, saved = (state.get(name) for name in ("step", "model", "config"))
+    if type(step) is not int or not isinstance(weights, dict) or not isinstance(saved, dict):
+        raise DataError(f"{where} is no run's checkpoint: it has no step, config or model")
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()):
+        raise DataError(f"{where} is no run's checkpoint: its model is not made of tensors")
+    if saved != config:
+        other = ", ".join(sorted(name for name in config if saved.get(name) != config[name]))
+        raise DataError(f"{where} is another run's: {other or 'its config'} differs from run.json")
+    return step, weights
+
+
+def _suggestion(path: Path, below: Path = Path("logs")) -> str:
+    """What to give where `path` is no run: the runs below a directory whose names are nearest."""
+    runs = [found.parent for depth in (1, 2, 3) for found in sorted(below.glob("*/" * depth + "run.json"))]
+    near = difflib.get_close_matches(path.name, {run.name: None for run in runs}, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(printable(run, 200) for run in runs if run.name in near)}?"
+    return f"give the directory of a run, such as {printable(runs[-1], 200) if runs else 'logs/REINFORCE/NAME'}"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Puts `content` at `path` at once: after a crash there is all of it, or all of what was there before."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # Windows opens no directory
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # or a power cut undoes the renaming, and out of order
+        finally:
+            os.close(directory)

@@ -1,0 +1,218 @@
+"""Many seeds of one loop, side by side: a run for each, below a group whose own run says what they come to together.
+
+A loop that leaves the interpreter free trains its seeds in threads of this process, any other in processes. Either way
+the run of a seed is what it would be alone. When all have ended, their headline is read back from their event files,
+and the group's run gets its mean and its interquartile mean over the seeds, each with its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, MutableSequence, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlboard.config import Value
+from rlboard.errors import OutOfMemoryError, RlboardError, UsageError, plain_warnings
+from rlboard.eventfile import read_scalars
+from rlboard.events import Event, Events
+from rlboard.instruments import INSTRUMENTS, Instrument
+from rlboard.instruments.console import console
+from rlboard.instruments.tabs import hyperparameters, scalars, text
+from rlboard.layout import seed_bands
+from rlboard.registry import Loop
+from rlboard.run import Run, RunOptions, Stop, begin, memory_errors, open_run, pull, signals
+from rlboard.statistics import interquartile_mean, interval, mean
+
+POLL_SECONDS = 0.1
+
+Board = MutableSequence[int]
+"""What the seeds and their group tell each other: the step of each seed, and last the signal that asks all to stop."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is the same for all seeds of a group."""
+
+    loop: Loop
+    values: dict[str, Value]
+    options: RunOptions
+    command: list[str]
+
+    @property
+    def seeds(self) -> range:
+        first = int(self.values["seed"])
+        return range(first, first + self.options.seeds)
+
+    def config(self, index: int) -> Any:
+        return self.loop.load().Config(**self.values | {"seed": self.seeds[index]})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A seed that has ended: where its run lies, and by which tag it is judged."""
+
+    directory: Path
+    headline: str
+
+
+def execute_seeds(loop: Loop, values: dict[str, Value], options: RunOptions, command: list[str]) -> int:
+    """Runs `loop` with `options.seeds` seeds from `values["seed"]` on; returns the exit code, as `run.execute` does.
+
+    Raises:
+        RlboardError: what the loop refuses, before anything is written; or, at the end, what the first seed that failed
+            has failed of.
+    """
+    study = Study(loop, values, options, command)
+    if "seed" not in values:
+        raise UsageError(f"--seeds: rlboard {loop.command} has no --seed: run it without --seeds")
+    with memory_errors():
+        config, stop = study.config(0), Stop()
+        first = begin(loop, config)
+        name = f"seeds{study.seeds[0]}-{study.seeds[-1]}"
+        with open_run(loop, config, options, command, stop=stop, seeds=name) as group, signals(stop):
+            group.findings["seeds"] = list(study.seeds)
+            pull(train_seeds(study, group, first), group, (hyperparameters, text, scalars, console))
+    return 128 + stop.number if stop.number else 0
+
+
+def train_seeds(study: Study, group: Run, first: Events) -> Events:
+    """Trains all seeds; yields how far they are, a line for each that ends, and then the curves of all together.
+
+    `first` are the events of the first seed. Raises RlboardError at the end, where seeds have failed.
+    """
+    opening = next(first)
+    first, total = chain([opening], first), opening.total
+    yield Event(0, total, notice=opening.notice)
+    done: dict[int, Trained] = {}
+    failed: dict[int, RlboardError] = {}
+    executor, board, jobs = _threads(study, group, first) if opening.threads else _processes(study, group)
+    with executor:
+        waiting = {executor.submit(job): index for index, job in enumerate(jobs)}
+        try:
+            while waiting:
+                ended, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+                message = ""
+                for future in ended:
+                    index = waiting.pop(future)
+                    message = _note(future, index, study, done, failed)
+                yield Event(sum(board[:-1]) // len(study.seeds), total, message=message)
+        finally:
+            board[-1] = group.stop.number or signal.SIGTERM
+            executor.shutdown(cancel_futures=True)
+    if done:
+        yield from bands(list(done.values()), total, group, len(study.seeds))
+    if failed:
+        index, error = next(iter(failed.items()))
+        rest = f" ({len(failed)} of {len(study.seeds)} seeds failed)" if len(failed) > 1 else ""
+        raise type(error)(f"seed {study.seeds[index]}: {error}{rest}")
+
+
+def _note(
+    future: Future[Trained], index: int, study: Study, done: dict[int, Trained], failed: dict[int, RlboardError]
+) -> str:
+    """Sorts a seed that has ended into `done` or `failed`; returns a line about it."""
+    count = f"({len(done) + len(failed) + 1} of {len(study.seeds)})"
+    try:
+        done[index] = future.result()
+    except RlboardError as error:
+        failed[index] = error
+        return f"seed {study.seeds[index]} failed: {error} {count}"
+    except BrokenProcessPool:
+        failed[index] = OutOfMemoryError("its process was killed; if memory ran out, train fewer seeds at a time")
+        return f"seed {study.seeds[index]} failed: its process was killed {count}"
+    curve = read_scalars(done[index].directory, [done[index].headline])[done[index].headline]
+    return f"seed {study.seeds[index]}: {done[index].headline} {curve.value[-1]:.4g} at the end {count}"
+
+
+def bands(trained: Sequence[Trained], total: int, group: Run, count: int) -> Events:
+    """The headline of all seeds together, at every step that all have logged it."""
+    headline = trained[0].headline
+    curves = [read_scalars(run.directory, [headline])[headline] for run in trained]
+    steps = reduce(np.intersect1d, [curve.step for curve in curves])
+    scores = np.array([curve.value[np.isin(curve.step, steps)] for curve in curves], np.float64)
+    lower, upper = interval(scores, mean)
+    iqm_lower, iqm_upper = interval(scores, interquartile_mean)
+    columns = {
+        f"{headline}/mean": mean(scores),
+        f"{headline}/lower": lower,
+        f"{headline}/upper": upper,
+        f"{headline}/iqm": interquartile_mean(scores),
+        f"{headline}/iqm_lower": iqm_lower,
+        f"{headline}/iqm_upper": iqm_upper,
+    }
+    group.writer.add_custom_scalars(seed_bands(headline))
+    for point, step in enumerate(steps[:-1]):
+        yield Event(int(step), total, {tag: float(values[point]) for tag, values in columns.items()})
+    final = {tag: float(values[-1]) for tag, values in columns.items()}
+    group.findings["results"] = final
+    notice = (
+        f"{headline} at step {steps[-1]:,} over {len(trained)} of {count} seeds: mean {final[f'{headline}/mean']:.4g} "
+        f"(95 % interval {lower[-1]:.4g} to {upper[-1]:.4g}), interquartile mean {final[f'{headline}/iqm']:.4g} "
+        f"({iqm_lower[-1]:.4g} to {iqm_upper[-1]:.4g})"
+    )
+    yield Event(int(steps[-1]), total, final, f"{headline}/iqm", notice=notice)
+
+
+Prepared = tuple[Executor, Board, Sequence[Callable[[], Trained]]]
+
+
+def _threads(study: Study, group: Run, first: Events) -> Prepared:
+    """Everything that is global, such as torch's generator, is used before the threads begin."""
+    board: Board = [0] * (len(study.seeds) + 1)
+    begun = [first, *(begin(study.loop, study.config(index)) for index in range(1, len(study.seeds)))]
+    jobs = [partial(_train, study, group.directory, board, index, events) for index, events in enumerate(begun)]
+    return ThreadPoolExecutor(_cores()), board, jobs
+
+
+def _processes(study: Study, group: Run) -> Prepared:
+    context = multiprocessing.get_context("spawn")  # a fork would share torch's threads and half of its locks
+    board = context.RawArray("q", len(study.seeds) + 1)
+    jobs = [partial(_train_here, study, group.directory, index) for index in range(len(study.seeds))]
+    workers = min(_cores(), len(study.seeds))
+    return ProcessPoolExecutor(workers, context, _begin_process, (board,)), board, jobs
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_board: Board
+"""Of a process that trains seeds; it cannot be sent with a job."""
+
+
+def _begin_process(board: Board) -> None:
+    global _board
+    _board = board
+    plain_warnings()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the group asks on its board
+
+
+def _train_here(study: Study, group: Path, index: int) -> Trained:
+    with memory_errors():
+        return _train(study, group, _board, index, begin(study.loop, study.config(index)))
+
+
+def _train(study: Study, group: Path, board: Board, index: int, events: Events) -> Trained:
+    """The run of one seed."""
+
+    def told(events: Events, run: Run) -> Events:
+        for event in events:
+            board[index] = event.step
+            run.stop.number = run.stop.number or board[-1]
+            yield event
+
+    instruments: list[Instrument] = [each for each in INSTRUMENTS[study.options.log] if each is not console]
+    config = study.config(index)
+    with open_run(study.loop, config, study.options, study.command, stop=Stop(), group=str(group)) as run:
+        pull(events, run, (*instruments, told))
+    return Trained(run.directory, next(iter(run.best)))
