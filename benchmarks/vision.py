@@ -198,7 +198,7 @@ def demand(model: nn.Module, images: Tensor) -> tuple[float, float]:
     Operations are those of convolutions and linear layers, forward and backward, a multiplication and an addition
     being two. Their outputs are activations that no cache holds for a whole batch: each is written, read by the next
     layer and, in the backward pass, once more; its gradient is written and read. The images are read twice. All else
-    is taken to be fused into them, and the weights to be read once for all.
+    is taken to be fused into them, and the weights to be read once for all. The weights of `model` are lost.
     """
     sizes: list[int] = []
     model = model.to("meta")

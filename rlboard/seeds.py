@@ -110,7 +110,7 @@ def train_seeds(study: Study, group: Run, first: Events) -> Events:
             board[-1] = group.stop.number or signal.SIGTERM
             executor.shutdown(cancel_futures=True)
     if done:
-        yield from bands(list(done.values()), total, group, len(study.seeds))
+        yield from bands([done[index] for index in sorted(done)], total, group, len(study.seeds))
     if failed:
         index, error = next(iter(failed.items()))
         rest = f" ({len(failed)} of {len(study.seeds)} seeds failed)" if len(failed) > 1 else ""
