@@ -450,6 +450,7 @@ class CompiledEngine:
         self._kernel = kernel(environment, self._size, self._hidden, self._actions)
         self._learner = blank(self._size, self._hidden, self._actions, int(spec.max_episode_steps or 0), seed)
         self._parameters, self._learning_rate, self._gamma, self._seed = parameters, learning_rate, gamma, seed
+        self._gradients = self._views(self._learner.gradients)  # the parameters have none before the first update
         for parameter, values in zip(parameters, self._views(self._learner.parameters), strict=True):
             values.copy_(parameter.detach())
             parameter.data = values
@@ -467,7 +468,7 @@ class CompiledEngine:
     def learn(self, episodes: int) -> tuple[list[float], list[int], float, float]:
         """Plays `episodes` episodes and learns from each; see `GymEngine.learn`."""
         scores, lengths, loss, entropy = self._run(self._learner, episodes, greedy=False)
-        for parameter, gradient in zip(self._parameters, self._views(self._learner.gradients), strict=True):
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return scores.tolist(), lengths.tolist(), loss, entropy
 
@@ -495,13 +496,13 @@ class CompiledEngine:
 
 def blank(size: int, hidden: int, actions: int, longest: int, seed: int = 0) -> Learner:
     """A learner of zeros, whose episodes take at most `longest` steps."""
-    parameters = (size + 1) * hidden + (hidden + 1) * actions
+    parameters, gradients, first_moments, second_moments = vectors(4, (size + 1) * hidden + (hidden + 1) * actions)
     return Learner(
         random=random_state(seed),
-        parameters=np.zeros(parameters, np.float32),
-        gradients=np.zeros(parameters, np.float32),
-        first_moments=np.zeros(parameters, np.float32),
-        second_moments=np.zeros(parameters, np.float32),
+        parameters=parameters,
+        gradients=gradients,
+        first_moments=first_moments,
+        second_moments=second_moments,
         updates=np.zeros(1, np.int64),
         observations=np.zeros((longest + 1, size), np.float32),
         actions=np.zeros(longest + 1, np.int64),
@@ -509,6 +510,19 @@ def blank(size: int, hidden: int, actions: int, longest: int, seed: int = 0) -> 
         rewards=np.zeros(longest),
         returns=np.zeros(longest, np.float32),
     )
+
+
+def vectors(count: int, length: int) -> list[Floats]:
+    """Vectors of zeros that begin on a cache line, at distances at which none is in the way of another.
+
+    Where addresses agree in their last 12 bits, a processor takes a load for one of what it has just stored elsewhere,
+    and waits. Rows of the kernel are multiples of 512 bytes; 384 more between vectors made its gradient 1.5 times as
+    fast.
+    """
+    distance = -(-length // 1024) * 1024 + 96
+    memory = np.zeros(count * distance + 16, np.float32)
+    first = -memory.ctypes.data // 4 % 16
+    return [memory[start : start + length] for start in range(first, first + count * distance, distance)]
 
 
 def random_state(*seed: int) -> NDArray[np.uint64]:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -230,17 +231,17 @@ def train(config: Config) -> Iterator[Event]:
         lengths.extend(new_lengths)
         if not math.isfinite(loss):
             raise NumericalError(f"the loss is {loss} at episode {episode}: try a smaller --learning-rate")
-        score = float(np.mean(list(scores)[-20:]))
+        score = fmean(list(scores)[-20:])
         gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
         scalars = {
             "reward": score,
-            "rollout/ep_rew_mean": float(np.mean(scores)),
+            "rollout/ep_rew_mean": fmean(scores),
             "rollout/ep_rew_min": min(scores),
             "rollout/ep_rew_max": max(scores),
-            "rollout/ep_len_mean": float(np.mean(lengths)),
+            "rollout/ep_len_mean": fmean(lengths),
             "train/loss": loss,
             "train/entropy": entropy,
-            "train/grad_norm": nn.utils.get_total_norm(gradients).item(),
+            "train/grad_norm": math.hypot(*(gradient.norm().item() for gradient in gradients)),
             "time/steps": steps,
         }
         images, videos = {}, {}

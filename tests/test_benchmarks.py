@@ -39,6 +39,9 @@ from vision import train as vision_train
 from vision._data import load_dataset
 from vision._models import build_model
 
+# The harness forks from a server that imports much: one worker has one.
+pytestmark = pytest.mark.xdist_group("benchmarks")
+
 
 @dataclasses.dataclass
 class Scripted:

@@ -145,7 +145,17 @@ def test_a_diverging_run_ends_with_its_own_code_and_says_so(tmp_path: Path, caps
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_in_order_with_no_point_lost(number: signal.Signals, code: int, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlboard", "reinforce", "--log-dir", tmp_path, "--run-name", "stopped"],
+        [
+            sys.executable,
+            "-m",
+            "rlboard",
+            "reinforce",
+            "--episodes=1000000",
+            "--log-dir",
+            tmp_path,
+            "--run-name",
+            "stopped",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -149,7 +149,9 @@ def test_mistakes_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("engine", "number", "code"), [("compiled", signal.SIGINT, 130), ("gym", signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("engine", "number", "code"), [
+    ("compiled", signal.SIGINT, 130), pytest.param("gym", signal.SIGTERM, 143, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_signal_ends_all_seeds_in_order(engine: str, number: signal.Signals, code: int, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "rlboard", "reinforce", "--seeds=3", "--episodes=100000000", f"--engine={engine}",
