@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -65,6 +65,8 @@ class Config:
 
 PRESETS = {"solve": {"learning_rate": 1e-3, "gamma": 1.0}}
 
+ZERO = np.float32(0)  # NumPy converts a Python number in every call
+
 Weights = list[NDArray[np.float32]]
 Episode = tuple[list[NDArray[np.float32]], list[int], list[float]]  # observations, actions and rewards of its steps
 
@@ -86,14 +88,12 @@ class Policy(nn.Module):
         return [parameter.detach().cpu().numpy() for parameter in self.parameters()]
 
 
-def choose(weights: Weights, observation: NDArray[np.float32], noise: NDArray[np.float64] | float = 0.0) -> int:
+def choose(weights: Weights, observation: NDArray[np.float32], noise: NDArray[np.floating[Any]] | float = 0.0) -> int:
     """The action with the largest logit + noise: greedy without noise, with Gumbel noise a sample of the softmax."""
     w_hidden, b_hidden, w_logits, b_logits = weights
-    hidden = np.maximum(w_hidden @ observation + b_hidden, 0)
-    action: int = (
-        w_logits @ hidden + b_logits + noise
-    ).argmax()  # NumPy's, which Gymnasium checks faster than Python's
-    return action
+    hidden = np.maximum(w_hidden.dot(observation) + b_hidden, ZERO)
+    action: int = (w_logits.dot(hidden) + b_logits + noise).argmax()
+    return action  # NumPy's integer, which Gymnasium checks faster than Python's
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights that diverge show in the loss
@@ -102,7 +102,7 @@ def play(environment: Environment, weights: Weights, rng: np.random.Generator) -
     observations, actions, rewards = [], [], []
     observation, _ = environment.reset()
     ended = False
-    blocks = (rng.gumbel(size=(64, len(weights[-1]))) for _ in repeat(None))  # one call for many steps
+    blocks = (rng.gumbel(size=(64, len(weights[-1]))).astype(np.float32) for _ in repeat(None))  # many steps at once
     noise = chain.from_iterable(blocks)
     while not ended:
         observation = observation.astype(np.float32, copy=False)
@@ -144,10 +144,10 @@ class GymEngine:
             observations, actions, rewards = play(self.environment, self.policy.weights(), self.rng)
             returns = discounted(rewards, self.config.gamma).to(device)
             log_probabilities = self.policy(torch.from_numpy(np.array(observations)).to(device))
-            taken = log_probabilities[torch.arange(len(actions)), torch.from_numpy(np.array(actions))]
-            loss = -(returns * taken).sum()
+            taken = torch.from_numpy(np.array(actions)).to(device)
+            loss = (returns * nn.functional.nll_loss(log_probabilities, taken, reduction="none")).sum()
             self.optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             scores.append(sum(rewards))
             lengths.append(len(rewards))
