@@ -17,6 +17,7 @@ from rlboard import cli
 from rlboard.cli import main
 from rlboard.registry import Track
 from rlboard.statistics import interquartile_mean, interval
+from tests.browser import chromium, tensorboard
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.xdist_group("compiled")
@@ -172,3 +173,11 @@ def test_a_signal_ends_all_seeds_in_order(engine: str, number: signal.Signals, c
     begun = [facts(path) for path in group.glob("seed*")]
     assert begun
     assert all(about["status"] == "interrupted" and about["weights_sha256"] for about in begun)
+
+
+@pytest.mark.browser
+def test_the_bands_are_drawn(log_dir: Path) -> None:
+    with tensorboard(log_dir) as address, chromium() as page:
+        page.goto(f"{address}/#custom_scalars")
+        page.get_by_text("reward, interquartile mean").wait_for()
+        page.wait_for_selector("tf-custom-scalar-margin-chart-card path.area[d*=L]", state="attached")
