@@ -10,7 +10,7 @@ between the equation and the code; the price is variance, which the reward curve
 
 There are two engines. `GymEngine` below is the algorithm as it is read: acting needs no gradient, so it runs in NumPy
 on views of the network's own weights, an episode's log-probabilities are computed again in one batch, and the gradient
-is taken once. `_compiled.py` is the same algorithm, environment included, in machine code, some 400 times as fast.
+is taken once. `_compiled.py` is the same algorithm, environment included, in machine code, some 300 times as fast.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ Sources: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images",
 CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, arXiv:2404.00498 (the recipe); the networks and optimizers name theirs.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -230,6 +231,7 @@ def train(config: Config) -> Iterator[Event]:
 
 def finite(loss: Tensor, step: int) -> float:
     """The number in a loss. Raises NumericalError if it is none."""
-    if not loss.isfinite():
-        raise NumericalError(f"the loss is {loss.item()} at step {step}: try a smaller --learning-rate")
-    return loss.item()
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NumericalError(f"the loss is {value} at step {step}: try a smaller --learning-rate")
+    return value
