@@ -1,7 +1,7 @@
 """Many seeds of one loop, side by side: a run for each, below a group whose own run says what they come to together.
 
-A loop that leaves the interpreter free trains its seeds in threads of this process, any other in processes. Either way
-the run of a seed is what it would be alone. When all have ended, their headline is read back from their event files,
+A loop that leaves the interpreter free trains its seeds in threads of this process, any other in processes that share
+the cores. Either way the run of a seed is what it would be alone on as many threads. When all have ended, their headline is read back from their event files,
 and the group's run gets its mean and its interquartile mean over the seeds, each with its 95 % interval.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlboard.config import Value
 from rlboard.errors import OutOfMemoryError, RlboardError, UsageError, plain_warnings
@@ -179,7 +180,8 @@ def _processes(study: Study, group: Run) -> Prepared:
     board = context.RawArray("q", len(study.seeds) + 1)
     jobs = [partial(_train_here, study, group.directory, index) for index in range(len(study.seeds))]
     workers = min(_cores(), len(study.seeds))
-    return ProcessPoolExecutor(workers, context, _begin_process, (board,)), board, jobs
+    executor = ProcessPoolExecutor(workers, context, _begin_process, (board, max(1, _cores() // workers)))
+    return executor, board, jobs
 
 
 def _cores() -> int:
@@ -190,9 +192,10 @@ _board: Board
 """Of a process that trains seeds; it cannot be sent with a job."""
 
 
-def _begin_process(board: Board) -> None:
+def _begin_process(board: Board, threads: int) -> None:
     global _board
     _board = board
+    torch.set_num_threads(threads)  # more than there are cores to share wait for each other, spinning
     plain_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the group asks on its board
 
