@@ -1,8 +1,9 @@
 """Many seeds of one loop, side by side: a run for each, below a group whose own run says what they come to together.
 
 A loop that leaves the interpreter free trains its seeds in threads of this process, any other in processes that share
-the cores. Either way the run of a seed is what it would be alone on as many threads. When all have ended, their headline is read back from their event files,
-and the group's run gets its mean and its interquartile mean over the seeds, each with its 95 % interval.
+the cores. Either way the run of a seed is what it would be alone on as many threads. When all have ended, their
+headline is read back from their event files, and the group's run gets its mean and its interquartile mean over the
+seeds, each with its 95 % interval.
 """
 
 from __future__ import annotations
