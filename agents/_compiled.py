@@ -414,7 +414,7 @@ def run(
 
 @cache  # one for each environment and hidden size in a process
 def kernel(environment: int, size: int, hidden: int, actions: int) -> Any:
-    """`run` for these sizes; it is compiled, or read from numba's cache, when it is first called.
+    """`run` for these sizes; `CompiledEngine.prepare` compiles it, or reads it from numba's cache.
 
     Raises:
         RuntimeError: there is no place for numba's cache, or numba is switched off.
@@ -437,6 +437,8 @@ class CompiledEngine:
         UsageError: the environment is not known, or the policy is not on the CPU.
         RuntimeError: numba has no place for its cache, or is switched off.
     """
+
+    name, threads = "compiled", True
 
     def __init__(self, env_id: str, policy: nn.Module, learning_rate: float, gamma: float, seed: int) -> None:
         parameters = list(policy.parameters())

@@ -127,6 +127,8 @@ def discounted(rewards: list[float], gamma: float) -> Tensor:
 class GymEngine:
     """REINFORCE in Gymnasium and torch."""
 
+    name, threads = "gym", False
+
     def __init__(self, config: Config, environment: Environment, policy: Policy, rng: np.random.Generator) -> None:
         self.config, self.environment, self.policy, self.rng = config, environment, policy, rng
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, fused=True)
@@ -166,7 +168,7 @@ class GymEngine:
 def make_engine(
     config: Config, environment: Environment, policy: Policy, rng: np.random.Generator
 ) -> tuple[GymEngine | CompiledEngine, str]:
-    """The engine that `config` asks for, and a line that says which one it is.
+    """The engine that `config` asks for, or the other one and why.
 
     Raises:
         UsageError: the compiled engine is asked for, and does not fit the environment or the device.
@@ -176,14 +178,14 @@ def make_engine(
         try:
             from agents._compiled import CompiledEngine
 
-            return CompiledEngine(config.env_id, policy, config.learning_rate, config.gamma, config.seed), "compiled"
+            return CompiledEngine(config.env_id, policy, config.learning_rate, config.gamma, config.seed), ""
         except UsageError as error:
             if config.engine == "compiled":
                 raise
             reason = f": {error}"
         except (ImportError, RuntimeError) as error:  # no numba, one too old for this NumPy, no place for its cache
             reason = f": numba cannot be used ({printable(error, 120)})"
-    return GymEngine(config, environment, policy, rng), f"gym{reason}"
+    return GymEngine(config, environment, policy, rng), reason
 
 
 def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int) -> Act:
@@ -213,10 +215,10 @@ def train(config: Config) -> Iterator[Event]:
     environment = make_environment(config.env_id)
     observation_size, action_count = sizes(environment)
     policy = Policy(observation_size, config.hidden_size, action_count).to(device)
-    engine, name = make_engine(config, environment, policy, rng)
+    engine, reason = make_engine(config, environment, policy, rng)
     inputs = torch.zeros(1, observation_size, device=device)
-    free = name == "compiled"
-    yield Event(0, config.episodes, model=policy, inputs=inputs, notice=f"engine: {name}", threads=free)
+    notice = f"engine: {engine.name}{reason}"
+    yield Event(0, config.episodes, model=policy, inputs=inputs, notice=notice, threads=engine.threads)
     if notice := engine.prepare():
         yield Event(0, config.episodes, notice=notice)
 

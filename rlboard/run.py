@@ -98,6 +98,10 @@ class Stop:
 
     number: int = 0
 
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.number if self.number else 0
+
 
 @dataclass
 class Run:
@@ -192,11 +196,7 @@ def execute(
         stop = Stop()
         with open_run(loop, config, options, command, stop=stop) as run, signals(stop):
             pull(events, run, instruments)
-    if stop.number:
-        return 128 + stop.number
-    if lost := run.writer.events.dropped:
-        raise StorageError(f"training is done, but {lost} records could not be written to {run.directory}")
-    return 0
+    return stop.exit_code
 
 
 def begin(loop: Loop, config: Any) -> Events:
@@ -255,6 +255,9 @@ def open_run(
     """Makes and locks the run directory and opens its writer; closes all of it, whatever happens in between.
 
     `seeds` ends the name of a directory of several runs, and `group` is the directory in which this is one of them.
+
+    Raises:
+        StorageError: the run cannot be written, or, at its end, not all of it could be.
     """
     from rlboard.writer import open_writer
 
@@ -279,6 +282,8 @@ def open_run(
         with contextlib.suppress(OSError):  # the writer has warned of a disk that fails
             run.record()
         lock.release()
+    if (lost := writer.events.dropped) and not stop.number:
+        raise StorageError(f"training is done, but {lost} records could not be written to {directory}")
 
 
 def _claim(parent: Path, name: str) -> tuple[Path, BaseFileLock]:

@@ -25,7 +25,7 @@ import torch
 
 from rlboard.config import Value
 from rlboard.errors import OutOfMemoryError, RlboardError, UsageError, plain_warnings
-from rlboard.eventfile import read_scalars
+from rlboard.eventfile import Series, read_scalars
 from rlboard.events import Event, Events
 from rlboard.instruments import INSTRUMENTS, Instrument
 from rlboard.instruments.console import console
@@ -61,10 +61,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Trained:
-    """A seed that has ended: where its run lies, and by which tag it is judged."""
+    """A seed that has ended: by which tag it is judged, and all of that tag's points."""
 
-    directory: Path
     headline: str
+    curve: Series
 
 
 def execute_seeds(loop: Loop, values: dict[str, Value], options: RunOptions, command: list[str]) -> int:
@@ -84,7 +84,7 @@ def execute_seeds(loop: Loop, values: dict[str, Value], options: RunOptions, com
         with open_run(loop, config, options, command, stop=stop, seeds=name) as group, signals(stop):
             group.findings["seeds"] = list(study.seeds)
             pull(train_seeds(study, group, first), group, (hyperparameters, text, scalars, console))
-    return 128 + stop.number if stop.number else 0
+    return stop.exit_code
 
 
 def train_seeds(study: Study, group: Run, first: Events) -> Events:
@@ -103,11 +103,9 @@ def train_seeds(study: Study, group: Run, first: Events) -> Events:
         try:
             while waiting:
                 ended, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
-                message = ""
-                for future in ended:
-                    index = waiting.pop(future)
-                    message = _note(future, index, study, done, failed)
-                yield Event(sum(board[:-1]) // len(study.seeds), total, message=message)
+                messages = [_note(future, waiting.pop(future), study, done, failed) for future in ended]
+                for message in messages or [""]:
+                    yield Event(sum(board[:-1]) // len(study.seeds), total, message=message)
         finally:
             board[-1] = group.stop.number or signal.SIGTERM
             executor.shutdown(cancel_futures=True)
@@ -125,21 +123,20 @@ def _note(
     """Sorts a seed that has ended into `done` or `failed`; returns a line about it."""
     count = f"({len(done) + len(failed) + 1} of {len(study.seeds)})"
     try:
-        done[index] = future.result()
+        trained = done[index] = future.result()
     except RlboardError as error:
         failed[index] = error
         return f"seed {study.seeds[index]} failed: {error} {count}"
     except BrokenProcessPool:
         failed[index] = OutOfMemoryError("its process was killed; if memory ran out, train fewer seeds at a time")
         return f"seed {study.seeds[index]} failed: its process was killed {count}"
-    curve = read_scalars(done[index].directory, [done[index].headline])[done[index].headline]
-    return f"seed {study.seeds[index]}: {done[index].headline} {curve.value[-1]:.4g} at the end {count}"
+    return f"seed {study.seeds[index]}: {trained.headline} {trained.curve.value[-1]:.4g} at the end {count}"
 
 
 def bands(trained: Sequence[Trained], total: int, group: Run, count: int) -> Events:
     """The headline of all seeds together, at every step that all have logged it."""
     headline = trained[0].headline
-    curves = [read_scalars(run.directory, [headline])[headline] for run in trained]
+    curves = [each.curve for each in trained]
     steps = reduce(np.intersect1d, [curve.step for curve in curves])
     scores = np.array([curve.value[np.isin(curve.step, steps)] for curve in curves], np.float64)
     lower, upper = interval(scores, mean)
@@ -219,4 +216,7 @@ def _train(study: Study, group: Path, board: Board, index: int, events: Events) 
     config = study.config(index)
     with open_run(study.loop, config, study.options, study.command, stop=Stop(), group=str(group)) as run:
         pull(events, run, (*instruments, told))
-    return Trained(run.directory, next(iter(run.best)))
+    if not run.best:
+        raise UsageError(f"--seeds: rlboard {study.loop.command} has no headline: there is nothing to compare seeds by")
+    headline = next(iter(run.best))
+    return Trained(headline, read_scalars(run.directory, [headline])[headline])

@@ -17,6 +17,7 @@ from rlboard import cli
 from rlboard.cli import main
 from rlboard.registry import Track
 from rlboard.statistics import interquartile_mean, interval
+from rlboard.writer import Writer
 from tests.browser import chromium, tensorboard
 from tests.conftest import ROOT
 
@@ -181,3 +182,22 @@ def test_the_bands_are_drawn(log_dir: Path) -> None:
         page.goto(f"{address}/#custom_scalars")
         page.get_by_text("reward, interquartile mean").wait_for()
         page.wait_for_selector("tf-custom-scalar-margin-chart-card path.area[d*=L]", state="attached")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_records_that_are_lost_are_not_passed_over(
+    seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    close = Writer.close
+
+    def close_and_lose(writer: Writer) -> None:
+        close(writer)
+        writer.events.dropped = 3
+
+    monkeypatch.setattr(Writer, "close", close_and_lose)
+    arguments = ["--engine=compiled", "--episodes=20", "--log=minimal", f"--seeds={seeds}", f"--log-dir={tmp_path}"]
+    assert main(["reinforce", *arguments]) == 5
+    assert "3 records could not be written to" in capsys.readouterr().err
+    if seeds > 1:
+        (group,) = (tmp_path / "REINFORCE").glob("*seeds*")
+        assert facts(group)["status"] == "failed"
