@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from rlboard import __version__
+from rlboard.commands import add_commands
 from rlboard.config import Option, options_of
 from rlboard.errors import RlboardError, plain_warnings
 from rlboard.registry import TRACKS, Loop, SourceError, Track, read_loop
@@ -45,6 +46,7 @@ def build_app(tracks: Iterable[Track] = TRACKS) -> typer.Typer:
     @app.callback()
     def root(version: Annotated[bool, VERSION] = False) -> None: ...
 
+    add_commands(app)
     for track in tracks:
         target = app
         if track.group:

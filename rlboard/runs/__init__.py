@@ -1,0 +1,1 @@
+"""Runs that have been logged: found, listed, compared, exported, pruned and repaired."""
