@@ -7,10 +7,8 @@ flipped byte for good, so nothing is unpickled before its hash fits.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +20,8 @@ from torch import Tensor
 
 from rlboard.config import Value, printable
 from rlboard.errors import DataError, UsageError
-from rlboard.registry import TRACKS, Loop, SourceError, Track, read_loop
+from rlboard.registry import TRACKS, Loop, SourceError, Track, find_loop
+from rlboard.runs.find import RUN_JSON, read_facts, suggestion
 
 if TYPE_CHECKING:
     from torch import nn
@@ -122,12 +121,12 @@ def read_run(name: str, tracks: Iterable[Track] = TRACKS) -> SavedRun:
     except OSError:  # such as a name that is too long
         is_directory = is_file = False
     if not name or not (is_directory or is_file):
-        raise UsageError(f"RUN {printable(name, 200)} is not there: {_suggestion(path)}")
-    if is_file and path.name != "run.json" and path.suffix != ".pt":
+        raise UsageError(f"RUN {printable(name, 200)} is not there: {suggestion(path.name)}")
+    if is_file and path.name != RUN_JSON and path.suffix != ".pt":
         raise UsageError(f"RUN {printable(path, 200)} is a file: give the directory of a run")
     directory = path if is_directory else path.parent
-    facts = _read_facts(directory / "run.json")
-    where = printable(directory / "run.json", 200)
+    facts = read_facts(directory)
+    where = printable(directory / RUN_JSON, 200)
     loop = _find_loop(facts["loop"], where, tracks)
     config = _checked(facts["config"], loop, where)
     checkpoint = path if is_file and path.suffix == ".pt" else directory / CHECKPOINT
@@ -137,31 +136,13 @@ def read_run(name: str, tracks: Iterable[Track] = TRACKS) -> SavedRun:
     return SavedRun(directory, loop, config, facts["status"], step, weights)
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    """What `run.json` says, its `loop`, `config` and `status` of the right types."""
-    where = printable(path, 200)
-    try:
-        facts = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        no_run = f"{printable(path.parent, 200)} is no run, it has no run.json"
-        raise DataError(f"{no_run}: {_suggestion(path.parent, path.parent)}") from None
-    except OSError as error:
-        raise DataError(f"{where} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is damaged: {printable(error)}") from None
-    types: dict[str, type] = {"loop": str, "config": dict, "status": str}
-    for name, kind in types.items():
-        if not isinstance(facts, dict) or not isinstance(facts.get(name), kind):
-            raise DataError(f"{where} is damaged: it has no {name}")
-    return facts  # type: ignore[no-any-return]
-
-
 def _find_loop(name: str, where: str, tracks: Iterable[Track]) -> Loop:
-    files = {f"{track.package}/{path.stem}": (track, path) for track in tracks for path in track.files()}
-    if name not in files:
-        raise DataError(f"{where} is of {printable(name)}, a loop that is not here: there are {', '.join(files)}")
     try:
-        return read_loop(*files[name])
+        return find_loop(name, tracks)
+    except KeyError as known:
+        raise DataError(
+            f"{where} is of {printable(name)}, a loop that is not here: there are {known.args[0]}"
+        ) from None
     except SourceError as error:
         raise DataError(f"{where} is of a loop that cannot be read: {error}") from None
 
@@ -199,15 +180,6 @@ def _model_state(state: Mapping[str, Any], config: dict[str, Value], where: str)
         other = ", ".join(sorted(name for name in config if saved.get(name) != config[name]))
         raise DataError(f"{where} is another run's: {other or 'its config'} differs from run.json")
     return step, weights
-
-
-def _suggestion(path: Path, below: Path = Path("logs")) -> str:
-    """What to give where `path` is no run: the runs below a directory whose names are nearest."""
-    runs = [found.parent for depth in (1, 2, 3) for found in sorted(below.glob("*/" * depth + "run.json"))]
-    near = difflib.get_close_matches(path.name, {run.name: None for run in runs}, cutoff=0.6)
-    if near:
-        return f"did you mean {' or '.join(printable(run, 200) for run in runs if run.name in near)}?"
-    return f"give the directory of a run, such as {printable(runs[-1], 200) if runs else 'logs/REINFORCE/NAME'}"
 
 
 def _beside(path: Path) -> Path:

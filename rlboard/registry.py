@@ -10,7 +10,7 @@ import ast
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -120,6 +120,19 @@ def read_loop(track: Track, path: Path) -> Loop:
     if options is None:
         raise SourceError(f"{path}: a loop needs a dataclass `Config` (a helper's file name begins with `_`)")
     return Loop(track, path.stem, inspect.cleandoc(ast.get_docstring(tree) or ""), options, presets)
+
+
+def find_loop(name: str, tracks: Iterable[Track] = TRACKS) -> Loop:
+    """The loop `package/stem`, as `run.json` names it.
+
+    Raises:
+        KeyError: it is none of the loops that are here, which the error holds.
+        SourceError: its file cannot be read.
+    """
+    files = {f"{track.package}/{path.stem}": (track, path) for track in tracks for path in track.files()}
+    if name not in files:
+        raise KeyError(", ".join(files))
+    return read_loop(*files[name])
 
 
 def _target(node: ast.Assign | ast.AnnAssign) -> str:

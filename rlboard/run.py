@@ -29,6 +29,7 @@ import rlboard
 from rlboard.config import Value, option, printable
 from rlboard.errors import OutOfMemoryError, StorageError, UsageError
 from rlboard.registry import ROOT, Loop
+from rlboard.runs.find import LOCK, RUN_JSON
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -166,7 +167,7 @@ class Run:
         unfinished = self.directory / ".run.json.tmp"
         try:
             unfinished.write_text(text + "\n", encoding="utf-8")
-            unfinished.replace(self.directory / "run.json")
+            unfinished.replace(self.directory / RUN_JSON)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -297,8 +298,8 @@ def _claim(parent: Path, name: str) -> tuple[Path, BaseFileLock]:
             directory.mkdir()  # fails where it exists: the file system decides between two processes
         except FileExistsError:
             continue
-        lock = FileLock(directory / ".lock")
-        lock.acquire(blocking=False)
+        lock = FileLock(directory / LOCK)
+        lock.acquire(timeout=5)  # whoever looks whether it is held holds it for a moment
         return directory, lock
     raise FileExistsError(errno.EEXIST, f"every name from {name} to {name}-999999 is taken")
 

@@ -369,10 +369,16 @@ def _event_files(path: Path) -> list[Path]:
     return sorted(each for each in named if each.is_file())
 
 
+_plain_bytes = 0
+"""What this process has read in plain Python: many small files are as much work as a large one."""
+
+
 def _loops(bytes_ahead: int) -> scan.Loops:
     """The compiled loops where they are there already or pay."""
-    if bytes_ahead > COMPILE_BYTES or scan.compiled.cache_info().currsize:
+    global _plain_bytes
+    if scan.compiled.cache_info().currsize or _plain_bytes + bytes_ahead > COMPILE_BYTES:
         return scan.compiled()
+    _plain_bytes += bytes_ahead
     return scan.PLAIN
 
 

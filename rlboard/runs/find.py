@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlboard.config import printable
-from rlboard.errors import DataError, RlboardError, StorageError, UsageError
+from rlboard.errors import DataError, StorageError, UsageError
 
 RUN_JSON = "run.json"
 LOCK = ".lock"
@@ -45,26 +45,24 @@ class LoggedRun:
     size: int = 0
     problem: str = ""
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
         """What its `run.json` says; empty where there is none that can be read."""
-        try:
-            return read_facts(self.directory)
-        except RlboardError:
-            return {}
+        return self._read[0]
 
-    @cached_property
+    @property
     def damage(self) -> str:
         """What is wrong with the run's directory or its `run.json`, as one line; empty for nothing."""
-        if self.problem:
-            return self.problem
+        return self.problem or self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Any], str]:
         if not (self.directory / RUN_JSON).exists():
-            return ""
+            return {}, ""
         try:
-            read_facts(self.directory)
-        except RlboardError as error:
-            return str(error)
-        return ""
+            return read_facts(self.directory), ""
+        except DataError as error:
+            return {}, str(error)
 
     @cached_property
     def status(self) -> str:
@@ -175,6 +173,11 @@ def find_runs(root: Path) -> list[LoggedRun]:
     return sorted(found, key=lambda run: run.name)
 
 
+def matching(runs: Iterable[LoggedRun], text: str) -> list[LoggedRun]:
+    """The runs whose name contains `text`, or fits it where it is a pattern with `*`, `?` or `[`; all for no text."""
+    return [run for run in runs if text in run.name or _fits(run, text)]
+
+
 def select(runs: Sequence[LoggedRun], names: Iterable[str]) -> tuple[list[LoggedRun], list[str]]:
     """The runs that `names` mean, in that order and each once, and a complaint for each name that means none or many.
 
@@ -203,6 +206,12 @@ def _is_pattern(name: str) -> bool:
     return any(character in name for character in "*?[")
 
 
+def _fits(run: LoggedRun, pattern: str) -> bool:
+    """Whether a run's name, or the end of it, is what the pattern describes."""
+    patterns = (pattern, f"*/{pattern}") if _is_pattern(pattern) else ()
+    return any(fnmatch.fnmatchcase(run.name, each) for each in patterns)
+
+
 def _matches(runs: Sequence[LoggedRun], name: str) -> list[LoggedRun]:
     """The runs that `name` may mean by the first rule under which it means any."""
     if not name:
@@ -213,9 +222,7 @@ def _matches(runs: Sequence[LoggedRun], name: str) -> list[LoggedRun]:
         lambda run: run.name == wanted,
         lambda run: os.path.abspath(run.directory) == path,  # noqa: PTH100
         lambda run: run.name.endswith(f"/{wanted}"),
-        lambda run: (
-            _is_pattern(name) and (fnmatch.fnmatchcase(run.name, name) or fnmatch.fnmatchcase(run.name, f"*/{name}"))
-        ),
+        lambda run: _fits(run, name),
         lambda run: wanted in run.name,
     )
     return next(filter(None, ([run for run in runs if rule(run)] for rule in rules)), [])
@@ -227,7 +234,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
     leaves = {each.rpartition("/")[2]: each for each in names}
     if near := [leaves[each] for each in difflib.get_close_matches(leaf, leaves, cutoff=0.6)]:
         return f"did you mean {' or '.join(printable(each, 200) for each in near)}?"
-    return f"there is {printable(names[-1], 200)}" if names else "there are no runs"
+    return f"give a run, such as {printable(names[-1], 200)}" if names else "there are no runs"
 
 
 def suggestion(name: str, below: Path = Path("logs")) -> str:
