@@ -193,7 +193,7 @@ def select(runs: Sequence[LoggedRun], names: Iterable[str]) -> tuple[list[Logged
             some = ", ".join(printable(run.name, 100) for run in matches[:NAMED])
             rest = f" and {len(matches) - NAMED} more" if len(matches) > NAMED else ""
             complaints.append(
-                f"RUN {printable(name)} means {len(matches)} runs, {some}{rest}: give more of the name, or '*' for all"
+                f"RUN {printable(name)} means {len(matches)} runs, {some}{rest}: give more of a name, or a pattern with *"
             )
         elif matches:
             chosen |= {run.name: run for run in matches}

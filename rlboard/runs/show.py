@@ -30,7 +30,7 @@ FACTS = ("command", "device", "git_commit", "weights_sha256", "dropped_records")
 
 
 def show_runs(root: Path, names: Iterable[str], as_json: bool) -> None:
-    """Prints everything about the runs that `names` mean, the newest for none; `run.json` and the metrics as a list of objects for scripts.
+    """Prints everything about the runs that `names` mean, the newest for none; as JSON, `run.json` and the metrics.
 
     Raises:
         UsageError: `root` is no directory, or, at the end, a name means no run or several.

@@ -192,7 +192,7 @@ def _plain(row: Row) -> dict[str, object]:
 
 def _table(rows: Sequence[Row], now: float, width: int) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    shown = [column for column in COLUMNS if width >= WIDE or column not in ("seed", "size")]
+    shown = [column for column in COLUMNS if width >= WIDE or column not in ("seed", "metric", "size")]
     for column in shown:
         right = column in ("age", "seed", "steps", "best", "last", "size")
         table.add_column(column, justify="right" if right else "left", no_wrap=column != "run", overflow="fold")
