@@ -10,7 +10,7 @@ hidden biases, logit weights (actions, hidden size), logit biases.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,6 +69,10 @@ class Learner(NamedTuple):
     logit_gradients: Floats
     rewards: NDArray[np.float64]
     returns: Floats
+
+
+LASTING = ("random", "parameters", "first_moments", "second_moments", "updates")
+"""What of a learner decides the next episode; the rest is written before it is read."""
 
 
 def inlined(function: Function) -> Function:
@@ -479,6 +483,15 @@ class CompiledEngine:
         learner = self._learner._replace(random=random_state(self._seed, 1))
         scores, *_ = self._run(learner, episodes, greedy=True)
         return float(scores.mean())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides the next episode, copied."""
+        return {name: torch.from_numpy(getattr(self._learner, name).copy()) for name in LASTING}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to what `state` has returned."""
+        for name in LASTING:
+            getattr(self._learner, name)[:] = state[name].numpy()
 
     def _run(
         self, learner: Learner, episodes: int, greedy: bool

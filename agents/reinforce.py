@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
 from statistics import fmean
@@ -49,15 +49,15 @@ commands give equal runs."""
 class Config:
     env_id: str = option("CartPole-v1", "Gymnasium environment: discrete actions, flat Box observations",
                          check="agents._environments:check_environment")  # fmt: skip
-    episodes: int = option(10_000, "episodes to train", min=1, smoke=60)
+    episodes: int = option(10_000, "episodes to train", min=1, smoke=60, resume=True)
     learning_rate: float = option(2e-4, "step size of Adam", above=0, alias="--lr")
     gamma: float = option(0.98, "discount: what a reward one step later is worth", min=0, max=1)
     hidden_size: int = option(128, "units of the hidden layer", min=1, max=65536)
     engine: str = option("auto", "gym: Gymnasium and torch; compiled: machine code, for three environments; "
                          "auto: compiled where it can be, from 1,000 episodes up",
                          choices=("auto", "gym", "compiled"))  # fmt: skip
-    eval_every: int = option(1000, "episodes between evaluations; there is always one at the end", min=1)
-    eval_episodes: int = option(10, "greedy episodes in an evaluation", min=1, smoke=2)
+    eval_every: int = option(1000, "episodes between evaluations; there is always one at the end", min=1, resume=True)
+    eval_episodes: int = option(10, "greedy episodes in an evaluation", min=1, smoke=2, resume=True)
     seed: int = option(1, "seed of the weights, the actions and the environment", min=0)
     device: str = option("cpu", "auto, cpu, cuda, cuda:N or mps; so small a policy is fastest on the CPU",
                          check="rlboard.devices:check_device")  # fmt: skip
@@ -164,6 +164,22 @@ class GymEngine:
         """The mean return of `episodes` greedy episodes; the same ones each time, seeded apart from training."""
         return evaluate(self.config.env_id, partial(choose, self.policy.weights()), episodes, self.config.seed)
 
+    def state(self) -> dict[str, Any]:
+        """Everything that decides the next episode."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "actions": self.rng.bit_generator.state,
+            "environment": self.environment.unwrapped.np_random.bit_generator.state,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to what `state` has returned."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.bit_generator.state = state["actions"]
+        self.environment.unwrapped.np_random.bit_generator.state = state["environment"]
+
 
 def make_engine(
     config: Config, environment: Environment, policy: Policy, rng: np.random.Generator
@@ -202,8 +218,10 @@ def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int
     return partial(choose, arrays) if greedy else lambda state: choose(arrays, state, rng.gumbel(size=len(arrays[-1])))
 
 
-def train(config: Config) -> Iterator[Event]:
+def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Event]:
     """Trains, and yields an event at step 0, every 20 episodes, and at the last one; the x axis counts episodes.
+
+    With the `state` of an earlier event it goes on behind that, and the first event is at its step.
 
     Raises:
         UsageError: the environment, the engine or the device cannot be used (before the first event).
@@ -215,16 +233,27 @@ def train(config: Config) -> Iterator[Event]:
     environment = make_environment(config.env_id)
     observation_size, action_count = sizes(environment)
     policy = Policy(observation_size, config.hidden_size, action_count).to(device)
-    engine, reason = make_engine(config, environment, policy, rng)
-    inputs = torch.zeros(1, observation_size, device=device)
-    notice = f"engine: {engine.name}{reason}"
-    yield Event(0, config.episodes, model=policy, inputs=inputs, notice=notice, threads=engine.threads)
-    if notice := engine.prepare():
-        yield Event(0, config.episodes, notice=notice)
-
+    engine, reason = make_engine(replace(config, engine=state["engine"]) if state else config, environment, policy, rng)
     scores: deque[float] = deque(maxlen=100)
     lengths: deque[int] = deque(maxlen=100)
     episode = steps = 0
+    if state:
+        engine.restore(state["learner"])
+        episode, steps = state["episode"], state["steps"]
+        scores.extend(state["scores"])
+        lengths.extend(state["lengths"])
+
+    def snapshot() -> dict[str, Any]:
+        counted = {"episode": episode, "steps": steps, "scores": list(scores), "lengths": list(lengths)}
+        return {"model": policy.state_dict(), "engine": engine.name, "learner": engine.state(), **counted}
+
+    inputs = torch.zeros(1, observation_size, device=device)
+    notice = f"engine: {engine.name}{reason}"
+    yield Event(episode, config.episodes, model=policy, inputs=inputs, notice=notice, threads=engine.threads,
+                state=snapshot)  # fmt: skip
+    if notice := engine.prepare():
+        yield Event(episode, config.episodes, notice=notice, state=snapshot)
+
     while episode < config.episodes:
         new = min(20, config.episodes - episode)
         new_scores, new_lengths, loss, entropy = engine.learn(new)
@@ -253,5 +282,6 @@ def train(config: Config) -> Iterator[Event]:
             images["eval/episode"] = partial(contact_sheet, config.env_id, greedy, config.seed)
             videos["eval/video"] = partial(film, config.env_id, greedy, config.seed)
         message = f"# of episode :{episode}, avg score : {score:.1f}"
-        yield Event(episode, config.episodes, scalars, "reward", message, policy, images=images, videos=videos)
+        yield Event(episode, config.episodes, scalars, "reward", message, policy, images=images, videos=videos,
+                    state=snapshot)  # fmt: skip
     environment.close()

@@ -15,7 +15,7 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,9 @@ def logged(options: dict[str, Any], level: str) -> Measurement:
         synchronize(options["device"])
         return time.perf_counter()
 
-    def timed(config: Config) -> Iterator[Event]:
+    def timed(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Event]:
         nonlocal inside, begun
-        events = original(config)
+        events = original(config, state)
         yield next(events)  # the data are there
         begun = now()
         while True:

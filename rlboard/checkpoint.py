@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHECKPOINT = "checkpoint.pt"
-FORMAT = 1
+BEST = "best.pt"
+FORMAT = 2
 """Of what a run's checkpoint holds; another number is another version's."""
 
 
@@ -42,7 +43,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()
-    beside = _beside(path)
+    beside = sha256_file(path)
     line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
     earlier = beside.read_bytes() if beside.exists() else b""
     _replace(beside, earlier + line)
@@ -58,7 +59,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     where = printable(path, 200)
     try:
-        content, known = path.read_bytes(), _beside(path).read_bytes().split()
+        content, known = path.read_bytes(), sha256_file(path).read_bytes().split()
     except FileNotFoundError as error:
         missing = printable(Path(error.filename or path).name, 100)
         raise DataError(f"{where} cannot be verified: {missing} is not there: give another run") from None
@@ -125,15 +126,25 @@ def read_run(name: str, tracks: Iterable[Track] = TRACKS) -> SavedRun:
     if is_file and path.name != RUN_JSON and path.suffix != ".pt":
         raise UsageError(f"RUN {printable(path, 200)} is a file: give the directory of a run")
     directory = path if is_directory else path.parent
+    loop, config, facts = saved_config(directory, tracks)
+    checkpoint = path if is_file and path.suffix == ".pt" else directory / CHECKPOINT
+    if not checkpoint.exists():
+        where = printable(directory / RUN_JSON, 200)
+        raise DataError(f"{where} is of a run without a {CHECKPOINT}: give one that was completed or interrupted")
+    state = verified(checkpoint, loop, config)
+    return SavedRun(directory, loop, config, facts["status"], state["step"], state["model"])
+
+
+def saved_config(directory: Path, tracks: Iterable[Track] = TRACKS) -> tuple[Loop, dict[str, Value], dict[str, Any]]:
+    """The loop of the run in `directory`, the value of each of its options, and all that its `run.json` says.
+
+    Raises:
+        DataError: its `run.json` is missing, damaged, or not of this version's loops.
+    """
     facts = read_facts(directory)
     where = printable(directory / RUN_JSON, 200)
     loop = _find_loop(facts["loop"], where, tracks)
-    config = _checked(facts["config"], loop, where)
-    checkpoint = path if is_file and path.suffix == ".pt" else directory / CHECKPOINT
-    if not checkpoint.exists():
-        raise DataError(f"{where} is of a run without a {CHECKPOINT}: give one that was completed or interrupted")
-    step, weights = _model_state(load(checkpoint), config, printable(checkpoint, 200))
-    return SavedRun(directory, loop, config, facts["status"], step, weights)
+    return loop, _checked(facts["config"], loop, where), facts
 
 
 def _find_loop(name: str, where: str, tracks: Iterable[Track]) -> Loop:
@@ -167,22 +178,28 @@ def _checked(config: Mapping[str, Any], loop: Loop, where: str) -> dict[str, Val
     return values
 
 
-def _model_state(state: Mapping[str, Any], config: dict[str, Value], where: str) -> tuple[int, dict[str, Tensor]]:
-    """The step and the weights of a run's checkpoint, if it is of this `config`."""
+def verified(path: Path, loop: Loop, config: Mapping[str, Value]) -> dict[str, Any]:
+    """The checkpoint at `path`, if it is of a run of `loop` with this `config`.
+
+    Raises:
+        DataError: it is damaged, of another version, or of a run whose options differ where they may not.
+    """
+    state, where = load(path), printable(path, 200)
     if state.get("format") != FORMAT:
         raise DataError(f"{where} is of format {printable(state.get('format'))}: this version reads format {FORMAT}")
-    step, weights, saved = (state.get(name) for name in ("step", "model", "config"))
-    if type(step) is not int or not isinstance(weights, dict) or not isinstance(saved, dict):
-        raise DataError(f"{where} is no run's checkpoint: it has no step, config or model")
-    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()):
+    types = {"step": int, "config": dict, "model": dict, "loop": dict | None, "run": dict, "position": dict}
+    if missing := [name for name, kind in types.items() if not isinstance(state.get(name), kind)]:
+        raise DataError(f"{where} is no run's checkpoint: it has no {', '.join(missing)}")
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state["model"].items()):
         raise DataError(f"{where} is no run's checkpoint: its model is not made of tensors")
-    if saved != config:
-        other = ", ".join(sorted(name for name in config if saved.get(name) != config[name]))
-        raise DataError(f"{where} is another run's: {other or 'its config'} differs from run.json")
-    return step, weights
+    fixed = [option.name for option in loop.options if not option.resume]
+    if other := [name for name in fixed if state["config"].get(name) != config[name]]:
+        raise DataError(f"{where} is another run's: {', '.join(sorted(other))} differs from {RUN_JSON}")
+    return state
 
 
-def _beside(path: Path) -> Path:
+def sha256_file(path: Path) -> Path:
+    """Where the hash of a checkpoint lies."""
     return path.with_name(f"{path.name}.sha256")
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +19,7 @@ import typer
 from rlboard import __version__
 from rlboard.commands import add_commands
 from rlboard.config import Option, options_of
-from rlboard.errors import RlboardError, plain_warnings
+from rlboard.errors import RlboardError, UsageError, plain_warnings
 from rlboard.registry import TRACKS, Loop, SourceError, Track, read_loop
 from rlboard.run import RunOptions, check_log_dir, execute
 
@@ -115,6 +116,8 @@ def _run(loop: Loop, given: dict[Option, str | bool | None]) -> int:
     check_log_dir(plumbing.log_dir)
     command = ["rlboard", *filter(None, (loop.track.group, loop.command))]
     command += [option.spelled(value) for option, value in given.items() if value is not None]
+    if plumbing.resume:
+        return _resume(loop, chosen, plumbing, command)
     values = loop.defaults(plumbing.preset, smoke=plumbing.smoke) | chosen
     if plumbing.seeds > 1:
         from rlboard.seeds import execute_seeds
@@ -125,9 +128,36 @@ def _run(loop: Loop, given: dict[Option, str | bool | None]) -> int:
     return execute(loop, values, plumbing, command, INSTRUMENTS[plumbing.log])
 
 
+def _resume(loop: Loop, chosen: dict[str, Any], plumbing: RunOptions, command: list[str]) -> int:
+    """Goes on with a run; its own options hold where the user gave no others."""
+    for name, given in (("--seeds", plumbing.seeds > 1), ("--smoke", plumbing.smoke), ("--preset", plumbing.preset)):
+        if given:
+            raise UsageError(f"--resume and {name} do not go together: the run has its options")
+    if plumbing.run_name and not plumbing.fork:
+        raise UsageError("--run-name is for a new run: leave it out, or add --fork")
+    from rlboard.instruments import INSTRUMENTS
+    from rlboard.resume import prepare
+
+    resumption = prepare(loop, plumbing.resume, Path(plumbing.log_dir), chosen, fork=plumbing.fork)
+    for notice in resumption.notices:
+        typer.echo(f"rlboard: {notice}: an earlier checkpoint is taken", err=True)
+    instruments = INSTRUMENTS[plumbing.log]
+    return execute(loop, resumption.config, plumbing, command, instruments, resumption)
+
+
+def _with_last(arguments: Sequence[str]) -> list[str]:
+    """The command line with `--resume` alone spelled out as `--resume=last`."""
+    follows = [*arguments[1:], "-"]
+    return [
+        "--resume=last" if word == "--resume" and following.startswith("-") else word
+        for word, following in zip(arguments, follows, strict=False)
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; a mistake of the user's is one line on standard error."""
     plain_warnings()
+    arguments = _with_last(sys.argv[1:] if arguments is None else arguments)
     try:
         code = build_app()(args=arguments, prog_name="rlboard", standalone_mode=False)
         return int(code or 0)

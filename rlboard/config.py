@@ -41,6 +41,7 @@ class Option:
     smoke: Value | None = None
     check: str = ""
     argument: bool = False
+    resume: bool = False
 
     @property
     def flag(self) -> str:
@@ -157,6 +158,7 @@ def option(
     smoke: Value | None = None,
     check: str = "",
     argument: bool = False,
+    resume: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -170,6 +172,7 @@ def option(
         check: `module:function` that is called with the value and raises `UsageError`; imported when needed, so
             that a check may cost an import that `--help` does not pay.
         argument: it is typed without a flag, in the order of the fields, and may not be left out on the command line.
+        resume: it may be changed when a run is resumed, because what was logged until then would be the same.
     """
     arguments = {key: value for key, value in locals().items() if key != "default"}
     return field(default=default, metadata={"option": arguments})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +50,9 @@ class Event:
         notice: a line that everybody should read, such as on which data is trained.
         threads: of a first event: the loop leaves the interpreter free for most of its time, and shares nothing with
             others after it, so that several can train in threads of one process.
+        state: takes everything that decides what comes after this event, in tensors, numbers, strings and containers of
+            them, the network's own state as `model`; called before the loop goes on. `train(config, state)` then begins
+            with an event at the same step that presents the model again, and goes on as if it had never ended.
     """
 
     step: int
@@ -65,6 +68,7 @@ class Event:
     notice: str = ""
     videos: Mapping[str, Video] = field(default_factory=dict)
     threads: bool = False
+    state: Callable[[], dict[str, Any]] | None = None
 
 
 Events = Iterator[Event]

@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import errno
 import functools
+import inspect
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import rlboard
 from rlboard.config import Value, option, printable
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from rlboard.events import Events
+    from rlboard.resume import Resumption
     from rlboard.writer import Writer
 
     Instrument = Callable[[Events, "Run"], Events]
@@ -91,6 +93,11 @@ class RunOptions:
     log: str = option("full", "minimal: scalars and hyperparameters; full: every tab",
                       choices=("minimal", "full"))  # fmt: skip
     capture_video: bool = option(False, "a GIF of an episode at every evaluation, in the Images tab and as a file")
+    resume: str = option("", "go on with a run: last, the default, or its name, its directory or a checkpoint in it")
+    fork: bool = option(False, "go on in a run of its own, with whichever options; what is resumed stays as it is")
+    save_every: float = option(30.0, "seconds between checkpoints, more where they would take over 2 % of the time; "
+                               "0: at every event", min=0)  # fmt: skip
+    keep: int = option(2, "how many checkpoints are kept, beside the best model", min=1)
 
 
 @dataclass
@@ -118,6 +125,9 @@ class Run:
         weights_sha256: hash of the model's final weights; equal for equal runs.
         stop: whether the run is asked to stop.
         findings: more facts for `run.json`.
+        resumed: whether it goes on in the directory of a run that was, from `step`.
+        step: at which it begins.
+        work: what was done by the last event, by the tag of `RATES`.
     """
 
     loop: Loop
@@ -132,11 +142,24 @@ class Run:
     weights_sha256: str | None = None
     stop: Stop = field(default_factory=Stop)
     findings: dict[str, Any] = field(default_factory=dict)
+    resumed: bool = False
+    step: int = 0
+    work: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.time)  # in this process
 
     @property
     def hyperparameters(self) -> dict[str, Value]:
         """The resolved configuration: every field of the loop's `Config`."""
         return {spec.name: getattr(self.config, spec.name) for spec in dataclasses.fields(self.config)}
+
+    def go_on(self, resumption: Resumption) -> None:
+        """Takes over what the run that goes on has noted."""
+        self.findings |= resumption.findings(_iso(self.began))
+        self.step = resumption.step
+        if resumption.state and not resumption.fork:
+            self.best, self.work = resumption.state["run"]["best"], resumption.state["run"]["work"]
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                self.started = datetime.datetime.fromisoformat(resumption.facts["started"]).timestamp()
 
     def record(self) -> None:
         """Writes `run.json`: an allow-list of facts, none of them from the environment, no home path.
@@ -178,6 +201,7 @@ def execute(
     options: RunOptions,
     command: list[str],
     instruments: Iterable[Instrument],
+    resumption: Resumption | None = None,
 ) -> int:
     """Runs `loop` from its first event to its last, through `instruments`; returns the exit code.
 
@@ -187,39 +211,68 @@ def execute(
         options: where and how much to log.
         command: what the user typed, for `run.json`.
         instruments: what is done with the events, from the loop outwards.
+        resumption: what is gone on with, if not a new run.
 
     Raises:
         RlboardError: see `rlboard.errors`; what was logged until then is on the disk.
     """
     config = loop.load().Config(**values)
     with memory_errors():
-        events = begin(loop, config)
+        events = begin(loop, config, resumption)
         stop = Stop()
-        with open_run(loop, config, options, command, stop=stop) as run, signals(stop):
+        with open_run(loop, config, options, command, stop=stop, resumption=resumption) as run, signals(stop):
             pull(events, run, instruments)
     return stop.exit_code
 
 
-def begin(loop: Loop, config: Any) -> Events:
+def begin(loop: Loop, config: Any, resumption: Resumption | None = None) -> Events:
     """The events of `loop`, of which the first has happened: what it refuses is refused before anything is written.
 
     Raises:
-        RlboardError: the loop refuses `config`.
+        RlboardError: the loop refuses `config`, or has nothing left to do.
     """
-    events: Events = loop.load().train(config)
+    train = loop.load().train
+    if resumption and "state" not in inspect.signature(train).parameters:
+        raise UsageError(f"--resume: {loop.command} cannot be resumed: run it anew")
+    state = resumption.state if resumption else None
+    events: Events = train(config, state["loop"]) if state else train(config)
     first = next(events, None)
     if first is None:
         raise UsageError(f"{loop.command} has nothing to do with these options")
+    if state:
+        if first.step >= first.total:
+            raise UsageError(f"--resume: the run is complete, at step {first.step:,}: there is nothing left to do")
+        from rlboard.seeding import restore_random_states
+
+        restore_random_states(state["random"])
     return chain([first], events)
 
 
 def pull(events: Events, run: Run, instruments: Iterable[Instrument]) -> None:
     """Pulls `events` through `instruments`, from the loop outwards, to the last one or until the run is to stop."""
-    stream = _timed(_watch(events, run))
+    stream = _timed(_watch(events, run), run)
+    if run.resumed:
+        stream = _presented_again(stream, run)
     for instrument in instruments:
         stream = instrument(stream, run)
     for _ in stream:
         pass
+
+
+def _presented_again(events: Events, run: Run) -> Events:
+    """The events, until the second of which nothing is written: how a run begins has been logged."""
+    from rlboard.writer import SilentWriter
+
+    writer, run.writer = run.writer, cast("Writer", SilentWriter())
+
+    def stream() -> Events:
+        try:
+            yield next(events)
+        finally:
+            run.writer = writer
+        yield from events
+
+    return stream()
 
 
 def _watch(events: Events, run: Run) -> Events:
@@ -236,26 +289,35 @@ def _watch(events: Events, run: Run) -> Events:
         raise
 
 
-def _timed(events: Events) -> Events:
+def _timed(events: Events, run: Run) -> Events:
     """Adds the work per second since the event before to events that say how much work was done."""
-    work, moment = 0.0, time.perf_counter()
+    moment = time.perf_counter()
     for event in events:
         for tag, rate in RATES.items():
             if tag in event.scalars:
                 done, now = event.scalars[tag], time.perf_counter()
-                per_second = (done - work) / max(now - moment, 1e-9)
+                per_second = (done - run.work.get(tag, 0.0)) / max(now - moment, 1e-9)
                 event = dataclasses.replace(event, scalars={**event.scalars, rate: per_second})
-                work, moment = done, now
+                run.work[tag], moment = done, now
         yield event
 
 
 @contextlib.contextmanager
 def open_run(
-    loop: Loop, config: Any, options: RunOptions, command: list[str], *, stop: Stop, seeds: str = "", group: str = ""
+    loop: Loop,
+    config: Any,
+    options: RunOptions,
+    command: list[str],
+    *,
+    stop: Stop,
+    seeds: str = "",
+    group: str = "",
+    resumption: Resumption | None = None,
 ) -> Iterator[Run]:
     """Makes and locks the run directory and opens its writer; closes all of it, whatever happens in between.
 
     `seeds` ends the name of a directory of several runs, and `group` is the directory in which this is one of them.
+    With a `resumption` it goes on in the directory of that, unless it is a fork.
 
     Raises:
         StorageError: the run cannot be written, or, at its end, not all of it could be.
@@ -266,9 +328,16 @@ def open_run(
     ending = seeds or (f"seed{config.seed}" if hasattr(config, "seed") else "")
     name = ending if group else options.run_name or "-".join(filter(None, (time.strftime("%Y%m%d-%H%M%S"), ending)))
     try:
-        directory, lock = _claim(parent, name)
-        writer = open_writer(directory)
-        run = Run(loop, config, options, directory, writer, command, stop=stop)
+        if resumption and resumption.lock:
+            directory, lock = resumption.directory, resumption.lock
+            resumption.cut()
+        else:
+            directory, lock = _claim(parent, name)
+        resumed = bool(resumption and resumption.state and not resumption.fork)
+        writer = open_writer(directory, resumed=resumed)
+        run = Run(loop, config, options, directory, writer, command, stop=stop, resumed=resumed)
+        if resumption:
+            run.go_on(resumption)
         run.record()
     except OSError as error:
         hint = "free some space" if error.errno == errno.ENOSPC else "give another --log-dir"
@@ -306,14 +375,14 @@ def _claim(parent: Path, name: str) -> tuple[Path, BaseFileLock]:
 
 @contextlib.contextmanager
 def signals(stop: Stop) -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the runs after the event at hand; the second ends the process at once."""
+    """The first SIGINT, SIGTERM or SIGHUP ends the runs after the event at hand, the second the process at once."""
 
     def ask(number: int, _: FrameType | None) -> None:
         stop.number = number
         for each in previous:
             signal.signal(each, previous[each])
 
-    watched = (signal.SIGINT, signal.SIGTERM)
+    watched = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in watched}
     try:
         for number in watched:

@@ -28,14 +28,25 @@ from rlboard.projector import write_embedding
 ImageFormat = Literal["png", "jpeg", "webp"]
 
 
-def open_writer(directory: Path, *, image_format: ImageFormat = "png", **options: Any) -> Writer:
+def open_writer(directory: Path, *, image_format: ImageFormat = "png", resumed: bool = False, **options: Any) -> Writer:
     """Returns a Writer on a new event file in `directory`, its images PNG, JPEG or WebP.
 
-    `options` are those of EventFile.
+    `resumed` says that an earlier file has the run's hyperparameters; `options` are those of EventFile.
 
     Raises OSError if the file cannot be made.
     """
-    return Writer(EventFile(directory, **options), image_format)
+    writer = Writer(EventFile(directory, **options), image_format)
+    writer.session_is_open = resumed
+    return writer
+
+
+class SilentWriter:
+    """A Writer that writes nothing: for what a resumed run presents again."""
+
+    dropped = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return self if name == "events" else lambda *_, **__: None
 
 
 class Writer(SummaryWriter):
@@ -52,7 +63,7 @@ class Writer(SummaryWriter):
         self.image_format: ImageFormat = image_format
         self._invalid = 0
         self._warned: set[str] = set()
-        self._session_is_open = False
+        self.session_is_open = False
         super().__init__(str(events.path.parent))
 
     @property
@@ -167,7 +178,7 @@ class Writer(SummaryWriter):
 
     def start_session(self, hparams: Mapping[str, Any]) -> None:
         """Adds the run's hyperparameters for the HParams tab; its metrics are the last values of the run's scalars."""
-        if self._session_is_open:
+        if self.session_is_open:
             raise ValueError("the run has its hyperparameters: TensorBoard shows the first ones only")
         start = plugin_data_pb2.SessionStartInfo(start_time_secs=self.events.clock())
         for name, value in hparams.items():
@@ -175,21 +186,21 @@ class Writer(SummaryWriter):
             kind = {bool: "bool_value", float: "number_value", str: "string_value"}[type(plain)]
             setattr(start.hparams[str(name)], kind, plain)
         self._add_session(hparams_metadata.SESSION_START_INFO_TAG, session_start_info=start)
-        self._session_is_open = True
+        self.session_is_open = True
 
     def end_session(self, success: bool) -> None:
         """Adds how the run ended for the HParams tab; `close` does so if nobody has."""
         status = api_pb2.STATUS_SUCCESS if success else api_pb2.STATUS_FAILURE
         end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=self.events.clock())
         self._add_session(hparams_metadata.SESSION_END_INFO_TAG, session_end_info=end)
-        self._session_is_open = False
+        self.session_is_open = False
 
     def flush(self) -> None:
         self.events.flush()
 
     def close(self) -> None:
         """Ends an open session, as a failure if an exception is on its way, and closes the file."""
-        if self._session_is_open:
+        if self.session_is_open:
             self.end_session(success=sys.exception() is None)
         self.events.close()
 

@@ -129,6 +129,8 @@ def test_the_accumulator_reads_the_same(smoke_log_dir: Path) -> None:
     assert tags["images"] == ["eval/episode"]
     assert {path.name for path in directory.iterdir()} == {
         ".lock",
+        "best.pt",
+        "best.pt.sha256",
         "checkpoint.pt",
         "checkpoint.pt.sha256",
         "run.json",

@@ -13,9 +13,11 @@ CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, arXiv:2404.00498 (the recipe); 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +39,8 @@ from vision._pictures import image_grid
 class Config:
     data: str = option("auto", "auto, cifar10, mnist, shapes, or the path of a folder or archive of train/CLASS/*",
                        smoke="shapes", check="vision._data:check_data")  # fmt: skip
-    data_dir: str = option("", "where downloads and decoded images are kept (default: the user's cache)")
+    data_dir: str = option("", "where downloads and decoded images are kept (default: the user's cache)",
+                          resume=True)  # fmt: skip
     images: int = option(0, "use only so many images for training, and for testing; 0: all", min=0, smoke=640)
     model: str = option("laptopnet", "network",
                         choices=("laptopnet", "speednet", "resnet9", "resnet18", "simplecnn", "vit"))  # fmt: skip
@@ -60,17 +63,18 @@ class Config:
     crop: int = option(2, "pixels by which a crop may be shifted, under reflection at the border", min=0, max=32)
     flip: bool = option(True, "mirror images in every other epoch (never MNIST's digits)")
     cutout: int = option(0, "side of a square that is cut out of every image, in pixels", min=0)
-    tta: bool = option(True, "test-time augmentation at the end: mean logits of shifted and mirrored images")
+    tta: bool = option(True, "test-time augmentation at the end: mean logits of shifted and mirrored images",
+                      resume=True)  # fmt: skip
     progressive: float = option(0.4, "share of the training on images of three quarters of the side, which cost half",
                                 min=0, max=1)  # fmt: skip
     precision: str = option("auto", "of the forward pass; auto: bfloat16 on CUDA",
                             choices=("auto", "float32", "bfloat16"))  # fmt: skip
     compile: bool = option(False, "torch.compile: a slow start, then faster steps on a GPU")
-    log_every: int = option(50, "steps between two points of the training loss", min=1, smoke=10)
+    log_every: int = option(50, "steps between two points of the training loss", min=1, smoke=10, resume=True)
     picture_every: int = option(5, "epochs between pictures and curves of the test; there are always some at the end",
-                                min=1)  # fmt: skip
+                                min=1, resume=True)  # fmt: skip
     threads: int = option(
-        0, "threads of the CPU; 0: as many as cores; fewer cost less CPU time in all", min=0, max=1024
+        0, "threads of the CPU; 0: as many as cores; fewer cost less CPU time in all", min=0, max=1024, resume=True
     )
     seed: int = option(1, "seed of the weights, the order of the images and their augmentation", min=0)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", check="rlboard.devices:check_device")
@@ -110,8 +114,10 @@ def first(split: Split, count: int) -> Split:
     return Split(split.images[:count], split.labels[:count])
 
 
-def train(config: Config) -> Iterator[Event]:
-    """Trains, and yields an event at step 0, every `log_every` steps, and after every epoch; the x axis counts steps.
+def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Event]:
+    """Trains, and yields an event at step 0, after every step, and after every epoch; the x axis counts steps.
+
+    With the `state` of an earlier event it goes on behind that, and the first event is at its step.
 
     Raises:
         UsageError: the device or the images cannot be used with these options (before the first event).
@@ -156,18 +162,35 @@ def train(config: Config) -> Iterator[Event]:
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
 
     truth = dataset.test.labels.cpu()
-    total, step = config.epochs * len(batches), 0
+    total = config.epochs * len(batches)
+    epoch = done = step = 0  # of which `done` in this epoch
+    best = 0.0
+    loss_sum, right = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.long)
+    shuffled = generator.get_state()  # as the epoch began
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+        epoch, done, step, best = (state[name] for name in ("epoch", "done", "step", "best"))
+        loss_sum, right, shuffled = state["loss_sum"].to(device), state["right"].to(device), state["shuffled"]
+        generator.set_state(shuffled)
+        batches.epoch = epoch
+
+    def snapshot() -> dict[str, Any]:
+        counted = {"epoch": epoch, "done": done, "step": step, "best": best, "loss_sum": loss_sum, "right": right}
+        learned = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        learned |= {"average": average.state_dict()} if average is not None else {}
+        return {**learned, **counted, "shuffled": shuffled}
+
     shown = augmented(first(dataset.train, 64), batch_size=64, generator=torch.Generator(device).manual_seed(0))
     inputs = next(iter(shown))[0]
     samples = denormalise(inputs, dataset.mean, dataset.std)
     images = {"Input/samples": partial(image_grid, samples)}
-    yield Event(0, total, model=model, inputs=inputs, images=images, notice=about(dataset))
+    yield Event(step, total, model=model, inputs=inputs, images=images, notice=about(dataset), state=snapshot)
 
-    best = 0.0
-    for epoch in range(1, config.epochs + 1):
-        loss_sum = torch.zeros((), device=device)
-        right = torch.zeros((), device=device, dtype=torch.long)
-        for inputs, labels in batches:
+    while epoch < config.epochs:
+        for inputs, labels in islice(batches, done, None):
             factor = schedule(config.schedule, step / total, config.warmup)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = factor * rate
@@ -182,16 +205,18 @@ def train(config: Config) -> Iterator[Event]:
             optimizer.step()
             if average is not None:
                 average.update_parameters(model)
-            step += 1
+            step, done = step + 1, done + 1
             loss_sum += loss.detach() * len(labels)
             right += (logits.argmax(dim=1) == labels).sum()
+            scalars: dict[str, float] = {}
             if step == 1 or step % config.log_every == 0:
                 scalars = {
                     "Loss/train_step": finite(loss, step),
                     "Learning_Rate": factor * config.learning_rate,
                     "time/images": step * batches.batch_size,
                 }
-                yield Event(step, total, scalars | ({"Memory/forward_GB": memory} if memory else {}))
+                scalars |= {"Memory/forward_GB": memory} if memory else {}
+            yield Event(step, total, scalars, state=snapshot)
 
         with autocast():
             probabilities = predict(tested, tests)
@@ -203,6 +228,9 @@ def train(config: Config) -> Iterator[Event]:
             **scores(probabilities, truth, dataset.classes),
         }
         best = max(best, scalars["Accuracy/val"])
+        epoch, done, shuffled = epoch + 1, 0, generator.get_state()
+        loss_sum.zero_()
+        right.zero_()
         last = epoch == config.epochs
         if last:
             scalars |= {"hparam/best_accuracy": best, "hparam/final_loss": scalars["Loss/val"]}
@@ -226,6 +254,7 @@ def train(config: Config) -> Iterator[Event]:
             images=pictures(probabilities, dataset) if draws else {},
             curves=curves(probabilities, truth, dataset.classes) if draws else {},
             best="Best/val_accuracy",
+            state=snapshot,
         )
 
 

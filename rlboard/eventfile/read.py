@@ -174,7 +174,7 @@ class ScalarReader:
         """The scalars that are new. Raises FileNotFoundError if there is no such file or directory."""
         parts = [_Part.empty()]
         damage: list[Damage] = []
-        for path in _event_files(self.path):
+        for path in event_files(self.path):
             records = self._files.setdefault(path, _Records(path))
             try:
                 for window in records.windows():
@@ -288,7 +288,7 @@ def read_events(path: str | os.PathLike[str]) -> "Iterator[Event]":
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
-    paths = _event_files(Path(path))
+    paths = event_files(Path(path))
     if not paths:
         raise FileNotFoundError(f"no event file in {path}")
     for each in paths:
@@ -347,19 +347,20 @@ def _verify(path: Path, copy: IO[bytes] | None) -> Report:
 def truncate(path: str | os.PathLike[str], offset: int) -> None:
     """Cuts a file to its first `offset` bytes. Raises ValueError if no record ends there: nothing is cut then."""
     source = Path(path)
-    if offset != 0 and not _is_boundary(source, offset):
+    if offset != 0 and not is_boundary(source, offset):
         raise ValueError(f"no record of {source} ends at byte {offset}")
     with source.open("r+b") as file:
         file.truncate(offset)
         os.fsync(file.fileno())
 
 
-def _is_boundary(path: Path, offset: int) -> bool:
+def is_boundary(path: Path, offset: int) -> bool:
+    """Whether a record of the file ends at byte `offset`, all before it being read."""
     windows = itertools.takewhile(lambda window: window.base < offset, _Records(path, finished=True).windows())
     return any((window.base + window.records[1] == offset).any() for window in windows)
 
 
-def _event_files(path: Path) -> list[Path]:
+def event_files(path: Path) -> list[Path]:
     """The file itself, or what TensorBoard takes for a directory's event files. Subdirectories are other runs."""
     if not path.is_dir():
         if not path.is_file():

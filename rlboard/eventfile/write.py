@@ -216,6 +216,13 @@ class EventFile:
                 message = f"{self.path}: {trouble}; what cannot be written is dropped and counted"
                 warnings.warn(message, LogWarning, stacklevel=3)
 
+    @property
+    def position(self) -> int:
+        """The length of the file with all that was added: a place to truncate to once it is forced to the disk."""
+        with self._lock:
+            self.flush()
+            return self._end
+
     def tell(self) -> int:
         """Forces the file to the disk and returns its length: a place to truncate to when the run is resumed."""
         with self._lock:

@@ -34,8 +34,8 @@ _MINIMAL: tuple[Instrument, ...] = (
     text,
     scalars,
     weights,
-    checkpoints,
     console,
+    checkpoints,
 )
 
 INSTRUMENTS: Mapping[str, tuple[Instrument, ...]] = {

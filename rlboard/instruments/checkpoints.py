@@ -1,29 +1,126 @@
-"""The trained model as a file, from which a finished run is read back."""
+"""The state of a run as files, from which it is resumed, evaluated and copied."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rlboard.checkpoint import CHECKPOINT, FORMAT, save
+from rlboard.checkpoint import BEST, CHECKPOINT, FORMAT, save, sha256_file
 from rlboard.config import printable
-from rlboard.events import Events
+from rlboard.events import Event, Events
+from rlboard.resume import checkpoints_of
+from rlboard.seeding import random_states
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from rlboard.run import Run
+
+SHARE = 0.02
+"""Of the time that may go into checkpoints; they come less often where one takes long."""
 
 
 def checkpoints(events: Events, run: Run) -> Events:
-    """Saves the model as training leaves it. A disk that fails costs the checkpoint, not the run."""
-    model, step = None, 0
+    """Saves what decides the future every `--save-every` seconds and at the end, and the model at its best.
+
+    It is the outermost instrument: what it saves is the state after all others have written. A disk that fails costs
+    the checkpoint, not the run: the one before it is intact.
+    """
+    keeper = _Keeper(run)
     for event in events:
-        model, step = event.model or model, event.step
+        keeper.take(event)
         yield event
-    if model is None:
-        return
-    state = {"format": FORMAT, "config": run.hyperparameters, "step": step, "model": model.state_dict()}
+    keeper.save()
+
+
+class _Keeper:
+    """The files of one run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.model: nn.Module | None = None
+        self.best: dict[str, Any] | None = None  # not yet saved
+        self.event: Event | None = None  # not yet saved
+        self.position = {"file": "", "offset": 0}
+        self.saved_step = run.step
+        self.due = time.monotonic() + run.options.save_every
+        self.warned = False
+
+    def take(self, event: Event) -> None:
+        """Notes `event`, whose other instruments are done, and saves if it is time to."""
+        self.model = event.model or self.model
+        if event.step == self.run.step and self.run.resumed:
+            return  # it is where the run was resumed, and saved already
+        self.event = event
+        self.position = {"file": self.run.writer.events.path.name, "offset": self.run.writer.events.position}
+        best = self.run.best.get(event.headline)
+        if best and best["step"] == event.step and self.model is not None:
+            weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            self.best = self._state(event, weights, None)
+        if event.state and time.monotonic() >= self.due:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the last event, if it is not yet, and the best model."""
+        if self.event is None or self.model is None:
+            return
+        began = time.monotonic()
+        try:
+            loop = self.event.state() if self.event.state else None
+            self._keep_earlier()
+            state = self._state(self.event, loop["model"] if loop else self.model.state_dict(), loop)
+            self.run.writer.events.flush(sync=True)  # or a power cut leaves less than the position
+            save(self.run.directory / CHECKPOINT, state)
+            self.saved_step = self.event.step
+            if self.best:
+                save(self.run.directory / BEST, self.best)
+                self.best = None
+        except OSError as error:
+            self._complain(error)
+        self.event = None
+        cost = time.monotonic() - began
+        every = self.run.options.save_every
+        self.due = time.monotonic() + (max(every, cost / SHARE) if every else 0)
+
+    def _state(self, event: Event, weights: dict[str, Any], loop: dict[str, Any] | None) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "config": self.run.hyperparameters,
+            "step": event.step,
+            "model": weights,
+            "loop": loop,
+            "run": {"best": self.run.best, "work": self.run.work},
+            "random": random_states() if loop else None,
+            "position": self.position,
+        }
+
+    def _keep_earlier(self) -> None:
+        """Gives the newest checkpoint its step as a second name, and removes those that are too many."""
+        newest = self.run.directory / CHECKPOINT
+        if self.run.options.keep > 1 and newest.exists():
+            earlier = newest.with_name(f"checkpoint-{self.saved_step}.pt")
+            hashes = sha256_file(newest).read_text().split()[::2]
+            sha256_file(earlier).write_text("".join(f"{each}  {earlier.name}\n" for each in hashes))
+            earlier.unlink(missing_ok=True)
+            _link(newest, earlier)
+        for path in checkpoints_of(self.run.directory)[self.run.options.keep :]:
+            for each in (path, sha256_file(path)):
+                each.unlink(missing_ok=True)
+
+    def _complain(self, error: OSError) -> None:
+        failed = self.run.findings.get("failed_checkpoints", 0)
+        self.run.findings["failed_checkpoints"] = failed + 1
+        if not failed:
+            reason = error.strerror or printable(error, 200)
+            warnings.warn(f"no {CHECKPOINT} in {self.run.directory}: {reason}", RuntimeWarning, stacklevel=2)
+
+
+def _link(source: Path, target: Path) -> None:
     try:
-        save(run.directory / CHECKPOINT, state)
-    except OSError as error:
-        reason = error.strerror or printable(error, 200)
-        warnings.warn(f"no {CHECKPOINT} in {run.directory}: {reason}", RuntimeWarning, stacklevel=2)
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)

@@ -28,7 +28,8 @@ UNITS = {"time/fps": "steps/s", "time/images_per_second": "images/s"}
 def console(events: Events, run: Run) -> Events:
     """Where the run is and how to look at it, how far it is, and how it ended."""
     terminal = Console(soft_wrap=True, highlight=False)
-    terminal.print(f"{run.loop.command}: logging to {run.directory}", markup=False)
+    goes_on = f", going on at step {run.step:,}" if run.step else ""
+    terminal.print(f"{run.loop.command}: logging to {run.directory}{goes_on}", markup=False)
     terminal.print(f"watch it with: tensorboard --logdir={run.options.log_dir}", markup=False)
     latest: dict[str, float] = {}
     show = _bar if terminal.is_terminal else _lines
@@ -88,13 +89,14 @@ def _description(headline: str, latest: Mapping[str, float]) -> str:
 def _summary(run: Run, latest: Mapping[str, float]) -> Table:
     table = Table(show_header=False, title=f"{run.loop.command}: {run.status}", title_justify="left")
     for tag, best in run.best.items():
-        table.add_row(tag, f"{latest[tag]:.4g} at the end, best {best['value']:.4g} at step {best['step']:,}")
+        end = f"{latest[tag]:.4g} at the end, " if tag in latest else ""
+        table.add_row(tag, f"{end}best {best['value']:.4g} at step {best['step']:,}")
     for tag, value in latest.items():
         if tag.startswith("eval/") and tag not in run.best:
             table.add_row(tag, f"{value:.4g}")
     if "time/steps" in latest:
         table.add_row("steps", f"{latest['time/steps']:,.0f}")
-    table.add_row("time", f"{time.time() - run.started:,.1f} s")
+    table.add_row("time", f"{time.time() - run.began:,.1f} s")
     if run.writer.dropped:
         table.add_row("not logged", f"{run.writer.dropped:,} records")
     table.add_row("logs", str(run.directory))

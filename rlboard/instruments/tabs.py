@@ -98,30 +98,33 @@ def graph(events: Events, run: Run) -> Events:
 
 def histograms(events: Events, run: Run) -> Events:
     """Histograms and Distributions: weights and the gradients of the last update, at a bounded cadence."""
-    due = 0
+    latest = -1
     for event in events:
-        if event.model is not None and event.step >= due:
+        if event.model is not None and _draws_histograms(event, latest):
+            latest = event.step
             for name, parameter in event.model.named_parameters():
                 run.writer.add_histogram(f"Weights/{name}", parameter, event.step)
                 if parameter.grad is not None:
                     run.writer.add_histogram(f"Gradients/{name}", parameter.grad, event.step)
-            due = _next_histogram(event)
         yield event
 
 
-def _next_histogram(event: Event) -> int:
-    return event.step + max(1, event.total // HISTOGRAMS_PER_RUN)
+def _draws_histograms(event: Event, latest: int) -> bool:
+    """Whether another of the run's equal parts has begun since the step `latest`, -1 for none."""
+    part = max(1, event.total // HISTOGRAMS_PER_RUN)
+    return event.step // part > latest // part
 
 
 def activations(events: Events, run: Run) -> Events:
     """Histograms: what the stages of the model put out for the first inputs, as often as its weights."""
-    inputs, due = None, 0
+    inputs, latest = None, -1
     for event in events:
         inputs = event.inputs if inputs is None else inputs
-        if event.model is not None and inputs is not None and len(inputs) > 1 and event.step >= due:
+        shown = inputs is not None and len(inputs) > 1
+        if event.model is not None and inputs is not None and shown and _draws_histograms(event, latest):
+            latest = event.step
             for name, values in stage_outputs(event.model, inputs).items():
                 run.writer.add_histogram(f"Activations/{name}", values, event.step)
-            due = _next_histogram(event)
         yield event
 
 

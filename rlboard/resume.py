@@ -1,0 +1,193 @@
+"""A run taken up where it was killed, stopped or finished: the same directory, the same curves, the same weights.
+
+The newest checkpoint that is whole decides what comes next. The event files are cut to their length at that moment, and
+a new one, whose name sorts after them, goes on: so every reader sees each step once, and none is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from rlboard.checkpoint import CHECKPOINT, saved_config, verified
+from rlboard.config import Value, printable
+from rlboard.errors import DataError, UsageError
+from rlboard.eventfile import event_files, is_boundary, truncate
+from rlboard.registry import Loop
+from rlboard.runs.find import LOCK, LoggedRun, find_runs, select
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LAST = "last"
+EARLIER = re.compile(r"checkpoint-(\d+)\.pt")
+
+
+@dataclass
+class Resumption:
+    """What is gone on with.
+
+    Attributes:
+        directory: of the run that was.
+        facts: what its `run.json` says.
+        config: what it goes on with: its own options, and those of the new command that may change.
+        changed: the latter, each with the value before.
+        state: its checkpoint; None where it was ended before there was one, and begins anew.
+        fork: whether a run of its own goes on, and leaves this one as it is.
+        notices: what the user should know.
+        lock: held for the run; None for a fork.
+    """
+
+    directory: Path
+    facts: dict[str, Any]
+    config: dict[str, Value]
+    changed: dict[str, tuple[Value, Value]]
+    state: dict[str, Any] | None
+    fork: bool
+    notices: list[str] = field(default_factory=list)
+    lock: BaseFileLock | None = None
+
+    @property
+    def step(self) -> int:
+        return self.state["step"] if self.state else 0
+
+    def findings(self, at: str) -> dict[str, Any]:
+        """What `run.json` says of it: whose child the run is, or when it was resumed with which options changed."""
+        if self.fork:
+            return {"parent": {"run": self.directory.name, "step": self.step}}
+        changed = {name: {"before": before, "now": now} for name, (before, now) in self.changed.items()}
+        earlier = self.facts.get("resumed", [])
+        return {"resumed": [*earlier, {"step": self.step, "at": at, "changed": changed}]}
+
+    def cut(self) -> None:
+        """Takes back what was logged after the checkpoint; it will be logged again. Raises OSError."""
+        position = self.state["position"] if self.state else None
+        for path in event_files(self.directory):
+            if position is None or path.name > position["file"]:
+                path.unlink()
+            elif path.name == position["file"]:
+                truncate(path, position["offset"])
+
+
+def prepare(loop: Loop, name: str, root: Path, given: Mapping[str, Value], *, fork: bool = False) -> Resumption:
+    """The run of `loop` that `name` means, locked and ready to go on with the options that are `given`.
+
+    Args:
+        loop: which loop the command runs.
+        name: `last`, a run's name or directory, or one of its checkpoints.
+        root: the log root.
+        given: the options of the new command.
+        fork: see `Resumption`; every option may change then.
+
+    Raises:
+        UsageError: there is no such run, it is of another loop, runs still, or may not change as it is asked to.
+        DataError: none of its checkpoints can be used.
+    """
+    directory, only = _find(loop, name, root)
+    lock = None if fork else _lock(directory)
+    try:
+        saved_loop, config, facts = saved_config(directory)
+        if (saved_loop.track.package, saved_loop.name) != (loop.track.package, loop.name):
+            raise UsageError(f"{_where(directory)} is of {facts['loop']}, not of {loop.track.package}/{loop.name}")
+        changed = {key: (config[key], value) for key, value in given.items() if config[key] != value}
+        fixed = {option.name for option in loop.options if not option.resume}
+        if not fork and (refused := [_change(key, *changed[key]) for key in changed if key in fixed]):
+            rest = "leave it out" if len(refused) == 1 else "leave them out"
+            raise UsageError(f"{_where(directory)} was run with {', '.join(refused)}: {rest}, or add --fork")
+        state, notices = _newest(directory, loop, config, only, check_position=not fork)
+    except BaseException:
+        if lock:
+            lock.release()
+        raise
+    return Resumption(directory, facts, config | dict(given), changed, state, fork, notices, lock)
+
+
+def _where(directory: Path) -> str:
+    return f"--resume {printable(directory, 200)}"
+
+
+def _change(name: str, before: Value, now: Value) -> str:
+    return f"{name} {printable(before)}, not {printable(now)}"
+
+
+def _find(loop: Loop, name: str, root: Path) -> tuple[Path, Path | None]:
+    """The directory that `name` means, and the checkpoint if it is one."""
+    path = Path(name)
+    if path.suffix == ".pt" and path.is_file():
+        return path.parent, path
+    runs = find_runs(root)
+    if name == LAST:
+        mine = [run for run in runs if run.loop == f"{loop.track.package}/{loop.name}" and not _is_group(run)]
+        if not mine:
+            raise UsageError(f"--resume: there is no run of {loop.command} in {printable(root, 200)}")
+        return max(mine, key=_began).directory, None
+    chosen, complaints = select(runs, [name])
+    if complaints or len(chosen) > 1:
+        raise UsageError(f"--resume: {complaints[0] if complaints else f'{printable(name)} means several runs'}")
+    if _is_group(chosen[0]):
+        raise UsageError(f"{_where(chosen[0].directory)} is a group of seeds: resume one of its runs")
+    return chosen[0].directory, None
+
+
+def _is_group(run: LoggedRun) -> bool:
+    return "seeds" in run.facts
+
+
+def _began(run: LoggedRun) -> str:
+    return str(run.facts.get("started", ""))
+
+
+def _lock(directory: Path) -> BaseFileLock:
+    lock = FileLock(directory / LOCK)
+    try:
+        lock.acquire(timeout=1)  # whoever looks whether it is held holds it for a moment
+    except Timeout:
+        raise UsageError(f"{_where(directory)} is still running: stop it first, or add --fork") from None
+    return lock
+
+
+def _newest(
+    directory: Path, loop: Loop, config: dict[str, Value], only: Path | None, *, check_position: bool
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint that can be used, and what is wrong with those that are newer.
+
+    Raises:
+        DataError: there are some, and none can be used.
+    """
+    complaints: list[str] = []
+    for path in [only] if only else checkpoints_of(directory):
+        try:
+            state = verified(path, loop, config)
+            if state["loop"] is None:
+                raise DataError(f"{printable(path, 200)} cannot be resumed from: it holds the network alone")
+            if check_position:
+                _check_position(directory, path, state)
+        except DataError as error:
+            complaints.append(str(error))
+        else:
+            return state, complaints
+    if complaints:
+        raise DataError("; ".join(complaints))
+    return None, []
+
+
+def checkpoints_of(directory: Path) -> list[Path]:
+    """The checkpoints of a run that it can be resumed from, the newest first."""
+    earlier = {int(match[1]): path for path in directory.iterdir() if (match := EARLIER.fullmatch(path.name))}
+    newest = directory / CHECKPOINT
+    return [*([newest] if newest.exists() else []), *(earlier[step] for step in sorted(earlier, reverse=True))]
+
+
+def _check_position(directory: Path, path: Path, state: Mapping[str, Any]) -> None:
+    """Raises DataError where the event files are not those that the checkpoint was saved beside."""
+    position = state["position"]
+    file = directory / position["file"]
+    if file not in event_files(directory):
+        raise DataError(f"{printable(path, 200)} is another run's: {printable(position['file'], 200)} is not there")
+    if not is_boundary(file, position["offset"]):
+        raise DataError(f"{printable(path, 200)} was saved beside another {file.name}: add --fork to go on without it")
