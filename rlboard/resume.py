@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from rlboard.checkpoint import CHECKPOINT, saved_config, verified
+from rlboard.checkpoint import CHECKPOINT, duplicate, saved_config, verified
 from rlboard.config import Value, printable
 from rlboard.errors import DataError, UsageError
 from rlboard.eventfile import event_files, is_boundary, truncate
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 LAST = "last"
+TAIL_BYTES = 64
 EARLIER = re.compile(r"checkpoint-(\d+)\.pt")
 
 
@@ -37,7 +38,7 @@ class Resumption:
         facts: what its `run.json` says.
         config: what it goes on with: its own options, and those of the new command that may change.
         changed: the latter, each with the value before.
-        state: its checkpoint; None where it was ended before there was one, and begins anew.
+        state: its newest checkpoint that can be used, and its `path`; None where it was ended before there was one.
         fork: whether a run of its own goes on, and leaves this one as it is.
         notices: what the user should know.
         lock: held for the run; None for a fork.
@@ -48,6 +49,7 @@ class Resumption:
     config: dict[str, Value]
     changed: dict[str, tuple[Value, Value]]
     state: dict[str, Any] | None
+    path: Path | None
     fork: bool
     notices: list[str] = field(default_factory=list)
     lock: BaseFileLock | None = None
@@ -65,7 +67,9 @@ class Resumption:
         return {"resumed": [*earlier, {"step": self.step, "at": at, "changed": changed}]}
 
     def cut(self) -> None:
-        """Takes back what was logged after the checkpoint; it will be logged again. Raises OSError."""
+        """Takes back what came after the checkpoint: it will come again. Raises OSError."""
+        if self.path and self.path.name != CHECKPOINT:
+            duplicate(self.path, self.directory / CHECKPOINT)
         position = self.state["position"] if self.state else None
         for path in event_files(self.directory):
             if position is None or path.name > position["file"]:
@@ -99,12 +103,12 @@ def prepare(loop: Loop, name: str, root: Path, given: Mapping[str, Value], *, fo
         if not fork and (refused := [_change(key, *changed[key]) for key in changed if key in fixed]):
             rest = "leave it out" if len(refused) == 1 else "leave them out"
             raise UsageError(f"{_where(directory)} was run with {', '.join(refused)}: {rest}, or add --fork")
-        state, notices = _newest(directory, loop, config, only, check_position=not fork)
+        path, state, notices = _newest(directory, loop, config, only, check_position=not fork)
     except BaseException:
         if lock:
             lock.release()
         raise
-    return Resumption(directory, facts, config | dict(given), changed, state, fork, notices, lock)
+    return Resumption(directory, facts, config | dict(given), changed, state, path, fork, notices, lock)
 
 
 def _where(directory: Path) -> str:
@@ -153,8 +157,8 @@ def _lock(directory: Path) -> BaseFileLock:
 
 def _newest(
     directory: Path, loop: Loop, config: dict[str, Value], only: Path | None, *, check_position: bool
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that can be used, and what is wrong with those that are newer.
+) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+    """The newest checkpoint that can be used, where it lies, and what is wrong with those that are newer.
 
     Raises:
         DataError: there are some, and none can be used.
@@ -170,10 +174,10 @@ def _newest(
         except DataError as error:
             complaints.append(str(error))
         else:
-            return state, complaints
+            return path, state, complaints
     if complaints:
         raise DataError("; ".join(complaints))
-    return None, []
+    return None, None, []
 
 
 def checkpoints_of(directory: Path) -> list[Path]:
@@ -183,11 +187,18 @@ def checkpoints_of(directory: Path) -> list[Path]:
     return [*([newest] if newest.exists() else []), *(earlier[step] for step in sorted(earlier, reverse=True))]
 
 
+def tail(path: Path, offset: int) -> str:
+    """The last of the first `offset` bytes of a file, as hexadecimal digits, by which it is known to be the same."""
+    with path.open("rb") as file:
+        file.seek(max(0, offset - TAIL_BYTES))
+        return file.read(min(offset, TAIL_BYTES)).hex()
+
+
 def _check_position(directory: Path, path: Path, state: Mapping[str, Any]) -> None:
     """Raises DataError where the event files are not those that the checkpoint was saved beside."""
     position = state["position"]
     file = directory / position["file"]
     if file not in event_files(directory):
         raise DataError(f"{printable(path, 200)} is another run's: {printable(position['file'], 200)} is not there")
-    if not is_boundary(file, position["offset"]):
+    if tail(file, position["offset"]) != position["tail"] or not is_boundary(file, position["offset"]):
         raise DataError(f"{printable(path, 200)} was saved beside another {file.name}: add --fork to go on without it")

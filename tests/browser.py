@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -19,6 +23,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -57,6 +62,56 @@ def tensorboard(logdir: Path, *options: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+@dataclass
+class Dashboard:
+    """A running `rlboard dashboard`: its process, its address without a slash at its end, and where its errors go."""
+
+    process: subprocess.Popen[str]
+    url: str
+    errors: Path
+
+    def interrupt(self) -> int:
+        """Ends it as Ctrl-C in a terminal does; returns its exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def dashboard(logdir: Path, errors: Path, *options: str, before: str = "", **environment: str) -> Iterator[Dashboard]:
+    """Runs `rlboard dashboard` on `logdir`, its standard error in the file `errors`, after the Python code `before`."""
+    code = f"{before}\nfrom rlboard.cli import main\nraise SystemExit(main())"
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "dashboard", "--logdir", str(logdir), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            start_new_session=True,  # so that Ctrl-C can be sent to it and what it has started, and to nobody else
+        )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        address = re.fullmatch(r"dashboard: (http://\S+) \(Ctrl-C ends it\)\n", line)
+        assert address, f"{line}{errors.read_text()}"
+        yield Dashboard(process, address[1].rstrip("/"), errors)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """What `condition` returns once it is true; the test fails where it is not true in time."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"still {value!r}"
+        time.sleep(0.1)
+    return value
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from rlboard.cli import main
 from rlboard.eventfile import read, scan
 from rlboard.runs.find import find_runs
 from rlboard.runs.show import sparkline
-from rlboard.runs.table import age, byte_size, summary
+from rlboard.runs.output import age, byte_size
+from rlboard.runs.table import summary
 from rlboard.writer import open_writer
 from tests.test_runs_find import ODD_NAMES, make_run
 

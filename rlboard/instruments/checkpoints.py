@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlboard.checkpoint import BEST, CHECKPOINT, FORMAT, save, sha256_file
+from rlboard.checkpoint import BEST, CHECKPOINT, FORMAT, duplicate, save, sha256_file
 from rlboard.config import printable
 from rlboard.events import Event, Events
-from rlboard.resume import checkpoints_of
+from rlboard.resume import checkpoints_of, tail
 from rlboard.seeding import random_states
 
 if TYPE_CHECKING:
@@ -45,7 +42,7 @@ class _Keeper:
         self.model: nn.Module | None = None
         self.best: dict[str, Any] | None = None  # not yet saved
         self.event: Event | None = None  # not yet saved
-        self.position = {"file": "", "offset": 0}
+        self.position: dict[str, Any] = {}
         self.saved_step = run.step
         self.due = time.monotonic() + run.options.save_every
         self.warned = False
@@ -72,8 +69,9 @@ class _Keeper:
         try:
             loop = self.event.state() if self.event.state else None
             self._keep_earlier()
-            state = self._state(self.event, loop["model"] if loop else self.model.state_dict(), loop)
             self.run.writer.events.flush(sync=True)  # or a power cut leaves less than the position
+            self.position["tail"] = tail(self.run.directory / self.position["file"], self.position["offset"])
+            state = self._state(self.event, loop["model"] if loop else self.model.state_dict(), loop)
             save(self.run.directory / CHECKPOINT, state)
             self.saved_step = self.event.step
             if self.best:
@@ -102,11 +100,7 @@ class _Keeper:
         """Gives the newest checkpoint its step as a second name, and removes those that are too many."""
         newest = self.run.directory / CHECKPOINT
         if self.run.options.keep > 1 and newest.exists():
-            earlier = newest.with_name(f"checkpoint-{self.saved_step}.pt")
-            hashes = sha256_file(newest).read_text().split()[::2]
-            sha256_file(earlier).write_text("".join(f"{each}  {earlier.name}\n" for each in hashes))
-            earlier.unlink(missing_ok=True)
-            _link(newest, earlier)
+            duplicate(newest, newest.with_name(f"checkpoint-{self.saved_step}.pt"))
         for path in checkpoints_of(self.run.directory)[self.run.options.keep :]:
             for each in (path, sha256_file(path)):
                 each.unlink(missing_ok=True)
@@ -117,10 +111,3 @@ class _Keeper:
         if not failed:
             reason = error.strerror or printable(error, 200)
             warnings.warn(f"no {CHECKPOINT} in {self.run.directory}: {reason}", RuntimeWarning, stacklevel=2)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)

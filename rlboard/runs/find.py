@@ -193,7 +193,7 @@ def select(runs: Sequence[LoggedRun], names: Iterable[str]) -> tuple[list[Logged
             some = ", ".join(printable(run.name, 100) for run in matches[:NAMED])
             rest = f" and {len(matches) - NAMED} more" if len(matches) > NAMED else ""
             complaints.append(
-                f"RUN {printable(name)} means {len(matches)} runs, {some}{rest}: give more of a name, or a pattern with *"
+                f"RUN {printable(name)} means {len(matches)} runs, {some}{rest}: give more of it, or a pattern with *"
             )
         elif matches:
             chosen |= {run.name: run for run in matches}
@@ -223,7 +223,7 @@ def _matches(runs: Sequence[LoggedRun], name: str) -> list[LoggedRun]:
         lambda run: os.path.abspath(run.directory) == path,  # noqa: PTH100
         lambda run: run.name.endswith(f"/{wanted}"),
         lambda run: _fits(run, name),
-        lambda run: wanted in run.name,
+        lambda run: bool(wanted.strip("./")) and wanted in run.name,
     )
     return next(filter(None, ([run for run in runs if rule(run)] for rule in rules)), [])
 

@@ -21,7 +21,8 @@ from rlboard.errors import DataError, UsageError
 from rlboard.eventfile import Series, read_scalars
 from rlboard.registry import SourceError, find_loop
 from rlboard.runs.find import LoggedRun, find_runs, select
-from rlboard.runs.table import age, best_value, byte_size, smaller_is_better, summary
+from rlboard.runs.output import age, byte_size
+from rlboard.runs.table import best_value, smaller_is_better, summary
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from rich.table import Table
 
 from rlboard.config import printable
 from rlboard.errors import DataError
-from rlboard.eventfile import ScalarColumns, read_scalars
+from rlboard.eventfile import read_scalars
 from rlboard.runs.find import LoggedRun, find_runs, matching
+from rlboard.runs.output import age, byte_size
 
 COLUMNS = ("run", "status", "age", "seed", "steps", "metric", "best", "last", "size")
 HEADLINES = ("reward", "rollout/ep_rew_mean", "Accuracy/val", "Loss/val")
@@ -150,7 +151,7 @@ def summary(run: LoggedRun) -> Row:
     )  # fmt: skip
 
 
-def headline(run: LoggedRun, columns: ScalarColumns) -> str:
+def headline(run: LoggedRun, columns: Mapping[str, object]) -> str:
     """The tag of `columns` that `run` is judged by: what it says, else what it logs a best of, else a common name."""
     noted = run.facts.get("best")
     said = noted if isinstance(noted, dict) else {}
@@ -202,21 +203,3 @@ def _table(rows: Sequence[Row], now: float, width: int) -> Table:
             cells["status"] = f"[{style}]{row.status}[/]"
         table.add_row(*(cells[column] for column in shown))
     return table
-
-
-def age(seconds: float, now: float) -> str:
-    """How long before `now` a time was, both in seconds since 1970: `5 s`, `12 min`, `3 h`, `40 d`."""
-    past = max(0.0, now - seconds)
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if past >= length:
-            return f"{past / length:.0f} {unit}"
-    return f"{past:.0f} s"
-
-
-def byte_size(count: float) -> str:
-    """A number of bytes: `812 B`, `4.2 kB`, `1.3 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
