@@ -8,14 +8,27 @@ from typing import Annotated
 
 import typer
 
+PANEL = "Tools"
 LOGDIR = Annotated[Path, typer.Option("--logdir", help="root of all runs", show_default=True)]
+JSON = Annotated[bool, typer.Option("--json", help="a list of objects, for scripts")]
+NAMES = "a run's path, a part of its name, or a pattern with *"
+RUNS = Annotated[list[str] | None, typer.Argument(metavar="RUN", help=f"{NAMES} (default: all)")]
+NEWEST = Annotated[list[str] | None, typer.Argument(metavar="RUN", help=f"{NAMES} (default: the newest)")]
+Column = StrEnum("Column", ["run", "status", "age", "seed", "steps", "metric", "best", "last", "size"])
+Status = StrEnum("Status", ["running", "completed", "interrupted", "failed", "killed", "foreign", "unreadable"])
+Format = StrEnum("Format", ["csv", "parquet", "json"])
+TAGS = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="a tag or a pattern with *; repeatable")]
+COMPARED = Annotated[list[str], typer.Argument(metavar="RUN", help=NAMES)]
+TRASH = Annotated[
+    str, typer.Option("--trash", metavar="DIR", help="the trash (default: .NAME-trash beside the log root NAME)")
+]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Adds `dashboard`, `runs …` and `doctor` to the command line."""
-    app.command("dashboard")(dashboard)
-    app.command("doctor")(doctor)
-    app.add_typer(runs, name="runs")
+    app.command("dashboard", rich_help_panel=PANEL)(dashboard)
+    app.command("doctor", rich_help_panel=PANEL)(doctor)
+    app.add_typer(runs, name="runs", rich_help_panel=PANEL)
 
 
 runs = typer.Typer(help="List, show, compare, export, prune and repair runs.", no_args_is_help=True)
@@ -57,7 +70,7 @@ def dashboard(
 def doctor(
     logdir: LOGDIR = Path("logs"),
     port: Annotated[int, typer.Option(min=1, max=65_535, help="where a dashboard is to be served")] = 6006,
-    as_json: Annotated[bool, typer.Option("--json", help="a list of objects instead of a table")] = False,
+    as_json: JSON = False,
 ) -> int:
     """What this machine and installation lack, and how to mend it.
 
@@ -76,14 +89,6 @@ def doctor(
     else:
         show(findings, Console())
     return exit_code(findings)
-
-
-JSON = Annotated[bool, typer.Option("--json", help="a list of objects, for scripts")]
-NAMES = "a run's path, a part of its name, or a pattern with *"
-RUNS = Annotated[list[str] | None, typer.Argument(metavar="RUN", help=f"{NAMES} (default: all)")]
-NEWEST = Annotated[list[str] | None, typer.Argument(metavar="RUN", help=f"{NAMES} (default: the newest)")]
-Column = StrEnum("Column", ["run", "status", "age", "seed", "steps", "metric", "best", "last", "size"])
-Status = StrEnum("Status", ["running", "completed", "interrupted", "failed", "killed", "foreign", "unreadable"])
 
 
 @runs.command("list")
@@ -112,11 +117,6 @@ def show_runs(names: NEWEST = None, logdir: LOGDIR = Path("logs"), as_json: JSON
     from rlboard.runs import show
 
     show.show_runs(logdir, names or (), as_json)
-
-
-TRASH = Annotated[
-    str, typer.Option("--trash", metavar="DIR", help="the trash (default: .NAME-trash beside the log root NAME)")
-]
 
 
 @runs.command("prune")
@@ -169,11 +169,6 @@ def repair(
     from rlboard.runs.repair import repair_runs
 
     return repair_runs(logdir, names or (), trash, yes)
-
-
-Format = StrEnum("Format", ["csv", "parquet", "json"])
-TAGS = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="a tag or a pattern with *; repeatable")]
-COMPARED = Annotated[list[str], typer.Argument(metavar="RUN", help=NAMES)]
 
 
 @runs.command("export")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agents.reinforce import PRESETS, Config, train
-from benchmarks import _airbench, export, reader, reinforce, vision, writer
+from benchmarks import _airbench, reader, reinforce, runs, vision, writer
 from benchmarks._solved import Goal, run_script, until_solved
 from benchmarks.harness import (
     Benchmark,
@@ -607,7 +607,7 @@ def test_a_gpu_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str])
 
 
 def test_names_are_unique() -> None:
-    for module in (export, reader, reinforce, vision, writer):
+    for module in (reader, reinforce, runs, vision, writer):
         benchmarks = module.benchmarks(True)
         for names in (
             [benchmark.name for benchmark in benchmarks],
@@ -634,7 +634,7 @@ EVERY_BENCHMARK = [
         marks=[pytest.mark.slow] if benchmark.name in HEAVY else [],
         id=benchmark.name,
     )
-    for module in (export, reader, reinforce, vision, writer)
+    for module in (reader, reinforce, runs, vision, writer)
     for benchmark in module.benchmarks(True)
 ]
 

@@ -167,7 +167,7 @@ def test_a_pipe_gets_the_lines_of_the_blog(rlboard_process: RlboardProcess) -> N
     assert answer.stderr == ""
     lines = answer.stdout.splitlines()
     assert lines[0] == "reinforce: logging to logs/REINFORCE/a-b"
-    assert lines[1] == "watch it with: tensorboard --logdir=logs"
+    assert lines[1] == "watch it with: rlboard dashboard --logdir=logs"
     scores = [line for line in lines if line.startswith("# of episode :")]
     assert [line.split(",")[0] for line in scores] == [f"# of episode :{n}" for n in (20, 40, 60)]
     assert all(float(line.rpartition(" ")[2]) > 5 for line in scores)

@@ -15,8 +15,8 @@ from PIL import Image
 from rlboard.cli import main
 from rlboard.eventfile import Series
 from rlboard.runs import figure
-from rlboard.statistics import interval
 from rlboard.runs.read import Column
+from rlboard.statistics import interval
 from tests.logged import ODD_NAMES, flip_a_byte, write_run
 
 BEST = {"reward": {"value": 0, "step": 0}}

@@ -17,8 +17,8 @@ import pytest
 from rlboard.cli import main
 from rlboard.eventfile import read, scan
 from rlboard.runs.find import find_runs
-from rlboard.runs.show import sparkline
 from rlboard.runs.output import age, byte_size
+from rlboard.runs.show import sparkline
 from rlboard.runs.table import summary
 from rlboard.writer import open_writer
 from tests.test_runs_find import ODD_NAMES, make_run
@@ -179,7 +179,8 @@ def test_a_log_directory_that_is_missing_or_a_file(
 ) -> None:
     (tmp_path / "file").write_text("x")
     for name, words in (("missing", "is not there"), ("file", "is a file")):
-        assert main(["runs", command, "--logdir", str(tmp_path / name)]) == 2
+        runs = ["any"] if command == "compare" else []
+        assert main(["runs", command, *runs, "--logdir", str(tmp_path / name)]) == 2
         assert words in capsys.readouterr().err
 
 

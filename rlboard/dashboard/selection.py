@@ -6,13 +6,11 @@ TensorBoard loads all that it finds, and 10,000 runs are slow to load.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlboard.errors import RlboardError
-from rlboard.runs.find import LoggedRun, find_runs
+from rlboard.runs.find import LoggedRun, find_runs, matching
 
 
 def choose(runs: Iterable[LoggedRun], text: str, last: int | None) -> dict[str, Path]:
@@ -24,8 +22,8 @@ def choose(runs: Iterable[LoggedRun], text: str, last: int | None) -> dict[str, 
         last: how many of them, those with the newest files, a run and all inside it being one; None for all.
     """
     runs = [run for run in runs if not run.problem]
-    matching = {run.name for run in runs if run.name != "." and _matches(run.name, text)}
-    outermost = {name for name in matching if matching.isdisjoint(_above(name))}
+    matched = {run.name for run in matching(runs, text) if run.name != "."}
+    outermost = {name for name in matched if matched.isdisjoint(_above(name))}
     directories = {run.name: run.directory for run in runs if run.name in outermost}
     newest = dict.fromkeys(directories, 0.0)
     for run in runs:
@@ -35,14 +33,6 @@ def choose(runs: Iterable[LoggedRun], text: str, last: int | None) -> dict[str, 
     kept = sorted(directories, key=lambda name: newest[name], reverse=True)[:last]
     root_files = {file.name: file for run in runs if run.name == "." for file in run.event_files}
     return root_files | {name: directories[name] for name in kept}
-
-
-def _matches(name: str, text: str) -> bool:
-    name, text = unicodedata.normalize("NFC", name), unicodedata.normalize("NFC", text)  # macOS takes letters apart
-    if "*" in text or "?" in text:
-        pattern = text.replace("[", "[[]")
-        return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*/{pattern}")
-    return text in name
 
 
 def _above(name: str) -> Iterator[str]:

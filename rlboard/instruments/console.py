@@ -30,7 +30,7 @@ def console(events: Events, run: Run) -> Events:
     terminal = Console(soft_wrap=True, highlight=False)
     goes_on = f", going on at step {run.step:,}" if run.step else ""
     terminal.print(f"{run.loop.command}: logging to {run.directory}{goes_on}", markup=False)
-    terminal.print(f"watch it with: tensorboard --logdir={run.options.log_dir}", markup=False)
+    terminal.print(f"watch it with: rlboard dashboard --logdir={run.options.log_dir}", markup=False)
     latest: dict[str, float] = {}
     show = _bar if terminal.is_terminal else _lines
     for event in show(_noticed(events, terminal), terminal):

@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,15 +175,15 @@ def find_runs(root: Path) -> list[LoggedRun]:
 
 
 def matching(runs: Iterable[LoggedRun], text: str) -> list[LoggedRun]:
-    """The runs whose name contains `text`, or fits it where it is a pattern with `*`, `?` or `[`; all for no text."""
-    return [run for run in runs if text in run.name or _fits(run, text)]
+    """The runs whose name contains `text`, or fits it where it is a pattern with `*` or `?`; all for no text."""
+    return [run for run in runs if _contains(run.name, text) or _fits(run.name, text)]
 
 
 def select(runs: Sequence[LoggedRun], names: Iterable[str]) -> tuple[list[LoggedRun], list[str]]:
     """The runs that `names` mean, in that order and each once, and a complaint for each name that means none or many.
 
-    A name is a run's path, from here or from the log root; the end of one; a part of one; or a pattern with `*`, `?` or
-    `[`, which alone may mean several. No names at all mean all runs.
+    A name is a run's path, from here or from the log root; the end of one; a part of one; or a pattern with `*` or `?`,
+    which alone may mean several. No names at all mean all runs.
     """
     chosen: dict[str, LoggedRun] = {}
     complaints: list[str] = []
@@ -203,13 +204,22 @@ def select(runs: Sequence[LoggedRun], names: Iterable[str]) -> tuple[list[Logged
 
 
 def _is_pattern(name: str) -> bool:
-    return any(character in name for character in "*?[")
+    return "*" in name or "?" in name
 
 
-def _fits(run: LoggedRun, pattern: str) -> bool:
+def _contains(name: str, part: str) -> bool:
+    return _composed(part) in _composed(name)
+
+
+def _fits(name: str, pattern: str) -> bool:
     """Whether a run's name, or the end of it, is what the pattern describes."""
-    patterns = (pattern, f"*/{pattern}") if _is_pattern(pattern) else ()
-    return any(fnmatch.fnmatchcase(run.name, each) for each in patterns)
+    literal = _composed(pattern).replace("[", "[[]")
+    patterns = (literal, f"*/{literal}") if _is_pattern(pattern) else ()
+    return any(fnmatch.fnmatchcase(_composed(name), each) for each in patterns)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # macOS takes letters apart
 
 
 def _matches(runs: Sequence[LoggedRun], name: str) -> list[LoggedRun]:
@@ -222,8 +232,8 @@ def _matches(runs: Sequence[LoggedRun], name: str) -> list[LoggedRun]:
         lambda run: run.name == wanted,
         lambda run: os.path.abspath(run.directory) == path,  # noqa: PTH100
         lambda run: run.name.endswith(f"/{wanted}"),
-        lambda run: _fits(run, name),
-        lambda run: bool(wanted.strip("./")) and wanted in run.name,
+        lambda run: _fits(run.name, name),
+        lambda run: bool(wanted.strip("./")) and _contains(run.name, wanted),
     )
     return next(filter(None, ([run for run in runs if rule(run)] for rule in rules)), [])
 
