@@ -43,11 +43,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    put(path, buffer.getvalue())
-
-
-def put(path: Path, content: bytes) -> None:
-    """Writes what `torch.save` has made, in the way of `save`. Raises OSError."""
+    content = buffer.getvalue()
     beside = sha256_file(path)
     line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
     earlier = beside.read_bytes() if beside.exists() else b""

@@ -141,8 +141,12 @@ def _resume(loop: Loop, chosen: dict[str, Any], plumbing: RunOptions, command: l
     resumption = prepare(loop, plumbing.resume, Path(plumbing.log_dir), chosen, fork=plumbing.fork)
     for notice in resumption.notices:
         typer.echo(f"rlboard: {notice}: an earlier checkpoint is taken", err=True)
-    instruments = INSTRUMENTS[plumbing.log]
-    return execute(loop, resumption.config, plumbing, command, instruments, resumption)
+    if seeds := resumption.facts.get("seeds"):
+        from rlboard.seeds import execute_seeds
+
+        group = replace(plumbing, seeds=len(seeds))
+        return execute_seeds(loop, resumption.config, group, command, resumption, chosen)
+    return execute(loop, resumption.config, plumbing, command, INSTRUMENTS[plumbing.log], resumption)
 
 
 def _with_last(arguments: Sequence[str]) -> list[str]:

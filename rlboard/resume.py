@@ -6,6 +6,7 @@ a new one, whose name sorts after them, goes on: so every reader sees each step 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from rlboard.checkpoint import CHECKPOINT, duplicate, saved_config, verified
+from rlboard.checkpoint import CHECKPOINT, duplicate, saved_config, sha256_file, verified
 from rlboard.config import Value, printable
-from rlboard.errors import DataError, UsageError
+from rlboard.errors import DataError, StorageError, UsageError
 from rlboard.eventfile import event_files, is_boundary, truncate
 from rlboard.registry import Loop
-from rlboard.runs.find import LOCK, LoggedRun, find_runs, select
+from rlboard.runs.find import LOCK, find_runs, select
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 LAST = "last"
 TAIL_BYTES = 64
-EARLIER = re.compile(r"checkpoint-(\d+)\.pt")
+EARLIER = re.compile(r"checkpoint-[0-9]{1,19}\.pt")
 
 
 @dataclass
@@ -66,10 +67,19 @@ class Resumption:
         earlier = self.facts.get("resumed", [])
         return {"resumed": [*earlier, {"step": self.step, "at": at, "changed": changed}]}
 
+    def release(self) -> None:
+        """Lets the run be, as it is."""
+        if self.lock:
+            self.lock.release()
+
     def cut(self) -> None:
         """Takes back what came after the checkpoint: it will come again. Raises OSError."""
         if self.path and self.path.name != CHECKPOINT:
             duplicate(self.path, self.directory / CHECKPOINT)
+        for path in checkpoints_of(self.directory)[1:]:
+            if _step_of(path) > self.step:  # it would count as newer than what is saved next
+                for each in (path, sha256_file(path)):
+                    each.unlink(missing_ok=True)
         position = self.state["position"] if self.state else None
         for path in event_files(self.directory):
             if position is None or path.name > position["file"]:
@@ -91,6 +101,7 @@ def prepare(loop: Loop, name: str, root: Path, given: Mapping[str, Value], *, fo
     Raises:
         UsageError: there is no such run, it is of another loop, runs still, or may not change as it is asked to.
         DataError: none of its checkpoints can be used.
+        StorageError: its directory cannot be written.
     """
     directory, only = _find(loop, name, root)
     lock = None if fork else _lock(directory)
@@ -100,6 +111,8 @@ def prepare(loop: Loop, name: str, root: Path, given: Mapping[str, Value], *, fo
             raise UsageError(f"{_where(directory)} is of {facts['loop']}, not of {loop.track.package}/{loop.name}")
         changed = {key: (config[key], value) for key, value in given.items() if config[key] != value}
         fixed = {option.name for option in loop.options if not option.resume}
+        if fork and "seeds" in facts:
+            raise UsageError(f"{_where(directory)} is a group of seeds: --fork one of its runs")
         if not fork and (refused := [_change(key, *changed[key]) for key in changed if key in fixed]):
             rest = "leave it out" if len(refused) == 1 else "leave them out"
             raise UsageError(f"{_where(directory)} was run with {', '.join(refused)}: {rest}, or add --fork")
@@ -122,28 +135,21 @@ def _change(name: str, before: Value, now: Value) -> str:
 def _find(loop: Loop, name: str, root: Path) -> tuple[Path, Path | None]:
     """The directory that `name` means, and the checkpoint if it is one."""
     path = Path(name)
-    if path.suffix == ".pt" and path.is_file():
-        return path.parent, path
+    with contextlib.suppress(OSError):  # such as a name that is too long
+        if path.suffix == ".pt" and path.is_file():
+            return path.parent, path
     runs = find_runs(root)
     if name == LAST:
-        mine = [run for run in runs if run.loop == f"{loop.track.package}/{loop.name}" and not _is_group(run)]
+        mine = [run for run in runs if run.loop == f"{loop.track.package}/{loop.name}"]
+        groups = {run.name for run in mine if "seeds" in run.facts}
         if not mine:
             raise UsageError(f"--resume: there is no run of {loop.command} in {printable(root, 200)}")
-        return max(mine, key=_began).directory, None
+        alone = [run for run in mine if run.name.rpartition("/")[0] not in groups]
+        return max(alone, key=lambda run: str(run.facts.get("started", ""))).directory, None
     chosen, complaints = select(runs, [name])
     if complaints or len(chosen) > 1:
         raise UsageError(f"--resume: {complaints[0] if complaints else f'{printable(name)} means several runs'}")
-    if _is_group(chosen[0]):
-        raise UsageError(f"{_where(chosen[0].directory)} is a group of seeds: resume one of its runs")
     return chosen[0].directory, None
-
-
-def _is_group(run: LoggedRun) -> bool:
-    return "seeds" in run.facts
-
-
-def _began(run: LoggedRun) -> str:
-    return str(run.facts.get("started", ""))
 
 
 def _lock(directory: Path) -> BaseFileLock:
@@ -152,6 +158,8 @@ def _lock(directory: Path) -> BaseFileLock:
         lock.acquire(timeout=1)  # whoever looks whether it is held holds it for a moment
     except Timeout:
         raise UsageError(f"{_where(directory)} is still running: stop it first, or add --fork") from None
+    except OSError as error:
+        raise StorageError(f"{_where(directory)} cannot be locked: {error.strerror or error}") from None
     return lock
 
 
@@ -169,6 +177,7 @@ def _newest(
             state = verified(path, loop, config)
             if state["loop"] is None:
                 raise DataError(f"{printable(path, 200)} cannot be resumed from: it holds the network alone")
+            _check_types(path, state)
             if check_position:
                 _check_position(directory, path, state)
         except DataError as error:
@@ -182,9 +191,14 @@ def _newest(
 
 def checkpoints_of(directory: Path) -> list[Path]:
     """The checkpoints of a run that it can be resumed from, the newest first."""
-    earlier = {int(match[1]): path for path in directory.iterdir() if (match := EARLIER.fullmatch(path.name))}
+    earlier = [path for path in directory.iterdir() if EARLIER.fullmatch(path.name)]
     newest = directory / CHECKPOINT
-    return [*([newest] if newest.exists() else []), *(earlier[step] for step in sorted(earlier, reverse=True))]
+    return [*([newest] if newest.exists() else []), *sorted(earlier, key=_step_of, reverse=True)]
+
+
+def _step_of(path: Path) -> int:
+    """Of an earlier checkpoint, by its name."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def tail(path: Path, offset: int) -> str:
@@ -192,6 +206,22 @@ def tail(path: Path, offset: int) -> str:
     with path.open("rb") as file:
         file.seek(max(0, offset - TAIL_BYTES))
         return file.read(min(offset, TAIL_BYTES)).hex()
+
+
+def _check_types(path: Path, state: Mapping[str, Any]) -> None:
+    """Raises DataError where a checkpoint lacks something that every run's has."""
+    types: dict[str, dict[str, type]] = {
+        "position": {"file": str, "offset": int, "tail": str},
+        "run": {"best": dict, "work": dict, "drawn": dict},
+    }
+    missing = [
+        f"{part}.{name}"
+        for part, kinds in types.items()
+        for name, kind in kinds.items()
+        if not isinstance(state[part].get(name), kind)
+    ]
+    if missing:
+        raise DataError(f"{printable(path, 200)} is no run's checkpoint: it has no {', '.join(missing)}")
 
 
 def _check_position(directory: Path, path: Path, state: Mapping[str, Any]) -> None:

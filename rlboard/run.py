@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import rlboard
 from rlboard.config import Value, option, printable
-from rlboard.errors import OutOfMemoryError, StorageError, UsageError
+from rlboard.errors import DataError, OutOfMemoryError, StorageError, UsageError
 from rlboard.registry import ROOT, Loop
 from rlboard.runs.find import LOCK, RUN_JSON
 
@@ -128,6 +128,7 @@ class Run:
         resumed: whether it goes on in the directory of a run that was, from `step`.
         step: at which it begins.
         work: what was done by the last event, by the tag of `RATES`.
+        drawn: the step at which an instrument that draws now and then last did, by its name.
     """
 
     loop: Loop
@@ -145,6 +146,7 @@ class Run:
     resumed: bool = False
     step: int = 0
     work: dict[str, float] = field(default_factory=dict)
+    drawn: dict[str, int] = field(default_factory=dict)
     began: float = field(default_factory=time.time)  # in this process
 
     @property
@@ -157,7 +159,7 @@ class Run:
         self.findings |= resumption.findings(_iso(self.began))
         self.step = resumption.step
         if resumption.state and not resumption.fork:
-            self.best, self.work = resumption.state["run"]["best"], resumption.state["run"]["work"]
+            self.best, self.work, self.drawn = (resumption.state["run"][name] for name in ("best", "work", "drawn"))
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 self.started = datetime.datetime.fromisoformat(resumption.facts["started"]).timestamp()
 
@@ -189,7 +191,10 @@ class Run:
         )
         unfinished = self.directory / ".run.json.tmp"
         try:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+            with unfinished.open("w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut leaves an empty one, and with it a run that nobody can resume
             unfinished.replace(self.directory / RUN_JSON)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -229,22 +234,30 @@ def begin(loop: Loop, config: Any, resumption: Resumption | None = None) -> Even
     """The events of `loop`, of which the first has happened: what it refuses is refused before anything is written.
 
     Raises:
-        RlboardError: the loop refuses `config`, or has nothing left to do.
+        RlboardError: the loop refuses `config`, cannot use the checkpoint, or has nothing left to do.
     """
+    import torch
+
+    from rlboard.seeding import restore_random_states
+
     train = loop.load().train
     if resumption and "state" not in inspect.signature(train).parameters:
         raise UsageError(f"--resume: {loop.command} cannot be resumed: run it anew")
     state = resumption.state if resumption else None
     events: Events = train(config, state["loop"]) if state else train(config)
-    first = next(events, None)
+    try:
+        first = next(events, None)
+        if state:
+            restore_random_states(state["random"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if not state or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = f"{type(error).__name__}: {printable(error, 200)}"
+        raise DataError(f"--resume: the checkpoint is not of this version of {loop.command}: {reason}") from None
     if first is None:
         raise UsageError(f"{loop.command} has nothing to do with these options")
-    if state:
-        if first.step >= first.total:
-            raise UsageError(f"--resume: the run is complete, at step {first.step:,}: there is nothing left to do")
-        from rlboard.seeding import restore_random_states
-
-        restore_random_states(state["random"])
+    if resumption and state and first.step >= first.total and resumption.facts["status"] == "completed":
+        raise UsageError(f"--resume: the run is complete, at step {first.step:,}: there is nothing left to do")
     return chain([first], events)
 
 
@@ -264,12 +277,13 @@ def _presented_again(events: Events, run: Run) -> Events:
     from rlboard.writer import SilentWriter
 
     writer, run.writer = run.writer, cast("Writer", SilentWriter())
+    drawn = dict(run.drawn)
 
     def stream() -> Events:
         try:
             yield next(events)
         finally:
-            run.writer = writer
+            run.writer, run.drawn = writer, drawn
         yield from events
 
     return stream()

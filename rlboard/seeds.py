@@ -32,7 +32,9 @@ from rlboard.instruments.console import console
 from rlboard.instruments.tabs import hyperparameters, scalars, text
 from rlboard.layout import seed_bands
 from rlboard.registry import Loop
+from rlboard.resume import Resumption, prepare
 from rlboard.run import Run, RunOptions, Stop, begin, memory_errors, open_run, pull, signals
+from rlboard.runs.find import RUN_JSON
 from rlboard.statistics import interquartile_mean, interval, mean
 
 POLL_SECONDS = 0.1
@@ -43,12 +45,13 @@ Board = MutableSequence[int]
 
 @dataclass(frozen=True)
 class Study:
-    """What is the same for all seeds of a group."""
+    """What is the same for all seeds of a group; `given` are the options it is resumed with, None for a new one."""
 
     loop: Loop
     values: dict[str, Value]
     options: RunOptions
     command: list[str]
+    given: dict[str, Value] | None = None
 
     @property
     def seeds(self) -> range:
@@ -57,6 +60,13 @@ class Study:
 
     def config(self, index: int) -> Any:
         return self.loop.load().Config(**self.values | {"seed": self.seeds[index]})
+
+    def resumption(self, index: int, group: Path) -> Resumption | None:
+        """What a seed goes on with, locked; None for one that begins. Raises what `resume.prepare` does."""
+        directory = group / f"seed{self.seeds[index]}"
+        if self.given is None or not (directory / RUN_JSON).exists():
+            return None
+        return prepare(self.loop, str(directory), group, self.given)
 
 
 @dataclass(frozen=True)
@@ -67,21 +77,31 @@ class Trained:
     curve: Series
 
 
-def execute_seeds(loop: Loop, values: dict[str, Value], options: RunOptions, command: list[str]) -> int:
+def execute_seeds(
+    loop: Loop,
+    values: dict[str, Value],
+    options: RunOptions,
+    command: list[str],
+    resumption: Resumption | None = None,
+    given: dict[str, Value] | None = None,
+) -> int:
     """Runs `loop` with `options.seeds` seeds from `values["seed"]` on; returns the exit code, as `run.execute` does.
+
+    With the `resumption` of a group, its seeds go on with the options `given`; those that are done stay as they are.
 
     Raises:
         RlboardError: what the loop refuses, before anything is written; or, at the end, what the first seed that failed
             has failed of.
     """
-    study = Study(loop, values, options, command)
+    study = Study(loop, values, options, command, given)
     if "seed" not in values:
         raise UsageError(f"--seeds: rlboard {loop.command} has no --seed: run it without --seeds")
     with memory_errors():
         config, stop = study.config(0), Stop()
         first = begin(loop, config)
         name = f"seeds{study.seeds[0]}-{study.seeds[-1]}"
-        with open_run(loop, config, options, command, stop=stop, seeds=name) as group, signals(stop):
+        opened = open_run(loop, config, options, command, stop=stop, seeds=name, resumption=resumption)
+        with opened as group, signals(stop):
             group.findings["seeds"] = list(study.seeds)
             pull(train_seeds(study, group, first), group, (hyperparameters, text, scalars, console))
     return stop.exit_code
@@ -168,9 +188,18 @@ Prepared = tuple[Executor, Board, Sequence[Callable[[], Trained]]]
 def _threads(study: Study, group: Run, first: Events) -> Prepared:
     """Everything that is global, such as torch's generator, is used before the threads begin."""
     board: Board = [0] * (len(study.seeds) + 1)
-    begun = [first, *(begin(study.loop, study.config(index)) for index in range(1, len(study.seeds)))]
-    jobs = [partial(_train, study, group.directory, board, index, events) for index, events in enumerate(begun)]
+    jobs = [_begun(study, group.directory, board, index, first) for index in range(len(study.seeds))]
     return ThreadPoolExecutor(_cores()), board, jobs
+
+
+def _begun(study: Study, group: Path, board: Board, index: int, first: Events | None = None) -> Callable[[], Trained]:
+    """What trains a seed from its first event on, which has happened; `first` are the events of a new first seed."""
+    resumption = study.resumption(index, group)
+    if resumption and resumption.facts["status"] == "completed" and not resumption.changed:
+        resumption.release()
+        return partial(_trained, resumption.directory, next(iter(resumption.facts["best"])))
+    events = first if first and not (index or resumption) else begin(study.loop, study.config(index), resumption)
+    return partial(_train, study, group, board, index, events, resumption)
 
 
 def _processes(study: Study, group: Run) -> Prepared:
@@ -200,10 +229,12 @@ def _begin_process(board: Board, threads: int) -> None:
 
 def _train_here(study: Study, group: Path, index: int) -> Trained:
     with memory_errors():
-        return _train(study, group, _board, index, begin(study.loop, study.config(index)))
+        return _begun(study, group, _board, index)()
 
 
-def _train(study: Study, group: Path, board: Board, index: int, events: Events) -> Trained:
+def _train(
+    study: Study, group: Path, board: Board, index: int, events: Events, resumption: Resumption | None
+) -> Trained:
     """The run of one seed."""
 
     def told(events: Events, run: Run) -> Events:
@@ -214,9 +245,15 @@ def _train(study: Study, group: Path, board: Board, index: int, events: Events) 
 
     instruments: list[Instrument] = [each for each in INSTRUMENTS[study.options.log] if each is not console]
     config = study.config(index)
-    with open_run(study.loop, config, study.options, study.command, stop=Stop(), group=str(group)) as run:
+    opened = open_run(
+        study.loop, config, study.options, study.command, stop=Stop(), group=str(group), resumption=resumption
+    )
+    with opened as run:
         pull(events, run, (*instruments, told))
     if not run.best:
         raise UsageError(f"--seeds: rlboard {study.loop.command} has no headline: there is nothing to compare seeds by")
-    headline = next(iter(run.best))
-    return Trained(headline, read_scalars(run.directory, [headline])[headline])
+    return _trained(run.directory, next(iter(run.best)))
+
+
+def _trained(directory: Path, headline: str) -> Trained:
+    return Trained(headline, read_scalars(directory, [headline])[headline])

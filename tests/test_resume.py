@@ -277,6 +277,29 @@ def test_the_checkpoint_of_another_run_is_found_out(half: Path, tmp_path: Path) 
     reinforce(tmp_path, "--resume=half", "--episodes=80", code=3)
 
 
+@pytest.mark.xdist_group("compiled")
+@pytest.mark.parametrize("engine", ["compiled", pytest.param("gym", marks=pytest.mark.slow)])
+def test_a_group_of_seeds_goes_on(engine: str, tmp_path: Path) -> None:
+    """One seed done, one stopped half way, one never begun; gym trains them in processes, compiled in threads."""
+    command = [*COMMAND, f"--engine={engine}", "--log-dir", str(tmp_path)]
+    whole, half = tmp_path / "REINFORCE/whole", tmp_path / "REINFORCE/half"
+    assert main([*command, "--seeds=3", "--episodes=80", "--run-name=whole"]) == 0
+    assert main([*command, "--seeds=3", "--episodes=40", "--run-name=half"]) == 0
+    shutil.rmtree(half / "seed3")
+    assert main([*command, "--resume=REINFORCE/half/seed1", "--episodes=80"]) == 0
+    done = {path.name for path in (half / "seed1").iterdir()}
+    assert main([*command, "--resume", "--episodes=80"]) == 0, "the group is the last run, not one of its seeds"
+    for seed in ("seed1", "seed2", "seed3"):
+        assert_equal_runs(whole / seed, half / seed)
+    assert {path.name for path in (half / "seed1").iterdir()} == done
+    expected, found = curves(whole), curves(half)
+    assert set(found) == set(expected)
+    for tag in expected:
+        assert found[tag].value.tolist() == expected[tag].value.tolist(), tag
+    assert facts(half)["results"] == facts(whole)["results"]
+    assert main([*command, "--resume=REINFORCE/half", "--fork"]) == 2
+
+
 def test_a_loop_that_takes_no_state_says_so() -> None:
     from types import SimpleNamespace
     from typing import cast

@@ -44,13 +44,15 @@ class _Keeper:
         self.event: Event | None = None  # not yet saved
         self.position: dict[str, Any] = {}
         self.saved_step = run.step
+        self.presented_again = run.resumed
         self.due = time.monotonic() + run.options.save_every
         self.warned = False
 
     def take(self, event: Event) -> None:
         """Notes `event`, whose other instruments are done, and saves if it is time to."""
         self.model = event.model or self.model
-        if event.step == self.run.step and self.run.resumed:
+        if self.presented_again:
+            self.presented_again = False
             return  # it is where the run was resumed, and saved already
         self.event = event
         self.position = {"file": self.run.writer.events.path.name, "offset": self.run.writer.events.position}
@@ -72,11 +74,11 @@ class _Keeper:
             self.run.writer.events.flush(sync=True)  # or a power cut leaves less than the position
             self.position["tail"] = tail(self.run.directory / self.position["file"], self.position["offset"])
             state = self._state(self.event, loop["model"] if loop else self.model.state_dict(), loop)
-            save(self.run.directory / CHECKPOINT, state)
-            self.saved_step = self.event.step
-            if self.best:
+            if self.best:  # first: what goes on from the checkpoint may never be so good again
                 save(self.run.directory / BEST, self.best)
                 self.best = None
+            save(self.run.directory / CHECKPOINT, state)
+            self.saved_step = self.event.step
         except OSError as error:
             self._complain(error)
         self.event = None
@@ -91,7 +93,7 @@ class _Keeper:
             "step": event.step,
             "model": weights,
             "loop": loop,
-            "run": {"best": self.run.best, "work": self.run.work},
+            "run": {"best": self.run.best, "work": self.run.work, "drawn": self.run.drawn},
             "random": random_states() if loop else None,
             "position": self.position,
         }
@@ -99,7 +101,7 @@ class _Keeper:
     def _keep_earlier(self) -> None:
         """Gives the newest checkpoint its step as a second name, and removes those that are too many."""
         newest = self.run.directory / CHECKPOINT
-        if self.run.options.keep > 1 and newest.exists():
+        if self.run.options.keep > 1 and newest.exists() and sha256_file(newest).exists():
             duplicate(newest, newest.with_name(f"checkpoint-{self.saved_step}.pt"))
         for path in checkpoints_of(self.run.directory)[self.run.options.keep :]:
             for each in (path, sha256_file(path)):

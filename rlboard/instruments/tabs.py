@@ -98,10 +98,9 @@ def graph(events: Events, run: Run) -> Events:
 
 def histograms(events: Events, run: Run) -> Events:
     """Histograms and Distributions: weights and the gradients of the last update, at a bounded cadence."""
-    latest = -1
     for event in events:
-        if event.model is not None and _draws_histograms(event, latest):
-            latest = event.step
+        if event.model is not None and _draws_histograms(event, run.drawn.get("histograms", -1)):
+            run.drawn["histograms"] = event.step
             for name, parameter in event.model.named_parameters():
                 run.writer.add_histogram(f"Weights/{name}", parameter, event.step)
                 if parameter.grad is not None:
@@ -117,12 +116,12 @@ def _draws_histograms(event: Event, latest: int) -> bool:
 
 def activations(events: Events, run: Run) -> Events:
     """Histograms: what the stages of the model put out for the first inputs, as often as its weights."""
-    inputs, latest = None, -1
+    inputs = None
     for event in events:
         inputs = event.inputs if inputs is None else inputs
-        shown = inputs is not None and len(inputs) > 1
-        if event.model is not None and inputs is not None and shown and _draws_histograms(event, latest):
-            latest = event.step
+        shown = inputs is not None and len(inputs) > 1 and _draws_histograms(event, run.drawn.get("activations", -1))
+        if event.model is not None and inputs is not None and shown:
+            run.drawn["activations"] = event.step
             for name, values in stage_outputs(event.model, inputs).items():
                 run.writer.add_histogram(f"Activations/{name}", values, event.step)
         yield event
