@@ -36,6 +36,7 @@ from rlboard.instruments.weights import weights_sha256
 pytestmark = pytest.mark.xdist_group("compiled")
 
 KNOWN = {"CartPole-v1": (4, 2), "Acrobot-v1": (6, 3), "MountainCar-v0": (2, 3)}
+EACH = [*list(KNOWN)[:2], pytest.param("MountainCar-v0", marks=pytest.mark.slow)]  # each compiles for seconds
 
 
 def number(env_id: str) -> int:
@@ -61,7 +62,7 @@ def test_random_numbers_are_splitmix64() -> None:
     assert [uniform(state) for _ in expected] == [(value >> 11) / 2**53 for value in expected]
 
 
-@pytest.mark.parametrize("env_id", KNOWN)
+@pytest.mark.parametrize("env_id", EACH)
 def test_dynamics_are_gymnasiums(env_id: str) -> None:
     """1,000 random steps: observation, reward, termination and truncation."""
     environment = make_environment(env_id)
@@ -84,7 +85,7 @@ def test_dynamics_are_gymnasiums(env_id: str) -> None:
     assert ends >= 2
 
 
-@pytest.mark.parametrize("env_id", KNOWN)
+@pytest.mark.parametrize("env_id", EACH)
 @wrapping_integers
 def test_resets_are_uniform_in_gymnasiums_range(env_id: str) -> None:
     environment, state = make_environment(env_id), random_state(0)
@@ -100,7 +101,7 @@ def test_resets_are_uniform_in_gymnasiums_range(env_id: str) -> None:
     assert not ours[:, width:].any()
 
 
-@pytest.mark.parametrize("env_id", KNOWN)
+@pytest.mark.parametrize("env_id", EACH)
 @wrapping_integers
 def test_an_episode_of_the_kernel_is_one_of_gymnasium(env_id: str) -> None:
     """The actions of the kernel, played again, lead to its observations, its length and its score."""
@@ -145,7 +146,7 @@ def reference(env_id: str, policy: Policy) -> Policy:
     return copy
 
 
-@pytest.mark.parametrize("env_id", KNOWN)
+@pytest.mark.parametrize("env_id", EACH)
 def test_gradient_loss_and_entropy_are_autograds(env_id: str) -> None:
     engine, policy = engine_and_policy(env_id)
     for odd_and_even in range(4):
@@ -165,7 +166,7 @@ def test_gradient_loss_and_entropy_are_autograds(env_id: str) -> None:
         assert entropy == pytest.approx(mean_entropy.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("env_id", KNOWN)
+@pytest.mark.parametrize("env_id", EACH)
 def test_a_hundred_updates_end_in_torchs_weights(env_id: str) -> None:
     """Equal weights and equal episodes end in equal weights, to 1e-4.
 

@@ -152,6 +152,6 @@ def test_a_long_run_has_a_bounded_number_of_histograms() -> None:
     writer = Mock()
     model = nn.Linear(1, 1, bias=False)
     events = (Event(step, 10_000, model=model) for step in range(0, 10_001, 20))
-    for _ in histograms(events, cast("Run", SimpleNamespace(writer=writer))):
+    for _ in histograms(events, cast("Run", SimpleNamespace(writer=writer, drawn={}))):
         pass
     assert 0.9 * HISTOGRAMS_PER_RUN <= writer.add_histogram.call_count <= HISTOGRAMS_PER_RUN + 1

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import reinforce
 from agents._environments import evaluate, film
 from agents.evaluate import Config, train
-from rlboard.checkpoint import read_run, save
+from rlboard.checkpoint import FORMAT, read_run, save
 from rlboard.cli import main
 from rlboard.errors import UsageError
 from rlboard.events import Event, Image, Video
@@ -108,7 +108,8 @@ def test_a_run_without_a_policy_is_refused_and_told_which_have_one(tmp_path: Pat
     (loop,) = (loop for loop in TRACKS[1].loops() if loop.name == "train")
     config = loop.defaults()
     (tmp_path / "run.json").write_text(json.dumps({"loop": "vision/train", "config": config, "status": "completed"}))
-    save(tmp_path / "checkpoint.pt", {"format": 1, "config": config, "step": 1, "model": {}})
+    state = {"format": FORMAT, "config": config, "step": 1, "model": {}, "loop": None, "run": {}, "position": {}}
+    save(tmp_path / "checkpoint.pt", state)
     with pytest.raises(UsageError, match="is of vision/train, which has no policy: give a run of rlboard reinforce"):
         next(train(Config(str(tmp_path))))
 
