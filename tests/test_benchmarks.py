@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agents.reinforce import PRESETS, Config, train
-from benchmarks import _airbench, reader, reinforce, runs, vision, writer
+from benchmarks import _airbench, reader, reinforce, resume, runs, vision, writer
 from benchmarks._solved import Goal, run_script, until_solved
 from benchmarks.harness import (
     Benchmark,
@@ -607,7 +607,7 @@ def test_a_gpu_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str])
 
 
 def test_names_are_unique() -> None:
-    for module in (reader, reinforce, runs, vision, writer):
+    for module in (reader, reinforce, resume, runs, vision, writer):
         benchmarks = module.benchmarks(True)
         for names in (
             [benchmark.name for benchmark in benchmarks],
@@ -624,8 +624,11 @@ HEAVY = {
     "loading-cutout",
     "logging",
     "resnet18",
+    "saving",
     "solved",
     "start",
+    "starting-reinforce",
+    "starting-vision",
 }
 EVERY_BENCHMARK = [
     pytest.param(
@@ -634,7 +637,7 @@ EVERY_BENCHMARK = [
         marks=[pytest.mark.slow] if benchmark.name in HEAVY else [],
         id=benchmark.name,
     )
-    for module in (reader, reinforce, runs, vision, writer)
+    for module in (reader, reinforce, resume, runs, vision, writer)
     for benchmark in module.benchmarks(True)
 ]
 
