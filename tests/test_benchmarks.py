@@ -371,6 +371,7 @@ def seed_as_work(seed: int) -> Measurement:
     return Measurement(seed, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_each_run_has_a_seed_of_its_own() -> None:
     result = run(scripted(reinforce.EachSeed("seeded", seed_as_work)), 3)
     assert [each.work for each in result.measurements["seeded"]] == [1, 2, 3]
@@ -593,6 +594,7 @@ def test_smoke_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert "failed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_file_can_be_run_as_it_is(tmp_path: Path) -> None:
     program = [sys.executable, vision.__file__, "--quick", "--only", "nothing"]
     answer = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)

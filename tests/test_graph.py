@@ -467,6 +467,7 @@ def test_the_module_tree_counts_parameters() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_graphs_tab_draws_every_model(tmp_path: Path) -> None:
     graphs = {run: graph_def(make(), inputs) for run, (make, inputs) in MODELS.items()}

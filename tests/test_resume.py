@@ -64,7 +64,12 @@ def said(events: Iterator[Event]) -> tuple[list[tuple[int, dict[str, float]]], s
 
 @pytest.mark.xdist_group("compiled")
 @pytest.mark.parametrize(
-    ("name", "variant"), [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
+    ("name", "variant"),
+    [
+        pytest.param(name, variant, marks=[pytest.mark.slow] if variant.get("env_id") else [])
+        for name, variants in VARIANTS.items()
+        for variant in variants
+    ],
 )
 def test_a_loop_goes_on_behind_any_event(name: str, variant: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     loop: Loop = LOOPS[name]

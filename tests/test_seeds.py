@@ -176,6 +176,7 @@ def test_a_signal_ends_all_seeds_in_order(engine: str, number: signal.Signals, c
     assert all(about["status"] == "interrupted" and about["weights_sha256"] for about in begun)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_bands_are_drawn(log_dir: Path) -> None:
     with tensorboard(log_dir) as address, chromium() as page:
