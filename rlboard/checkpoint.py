@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,9 @@ def load(path: Path) -> dict[str, Any]:
     if hashlib.sha256(content).hexdigest().encode() not in known:
         raise DataError(f"{where} is damaged: its SHA-256 is not the one beside it: give another run")
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > len(content):
+                raise ValueError("it unpacks to more than it is")  # torch would fill the memory with a bomb
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - whatever unpickling makes of a foreign file
         raise DataError(f"{where} is no checkpoint of rlboard: {printable(error)}") from None

@@ -175,7 +175,7 @@ def _newest(
     for path in [only] if only else checkpoints_of(directory):
         try:
             state = verified(path, loop, config)
-            if state["loop"] is None:
+            if state.get("loop") is None:
                 raise DataError(f"{printable(path, 200)} cannot be resumed from: it holds the network alone")
             _check_types(path, state)
             if check_position:
@@ -230,5 +230,7 @@ def _check_position(directory: Path, path: Path, state: Mapping[str, Any]) -> No
     file = directory / position["file"]
     if file not in event_files(directory):
         raise DataError(f"{printable(path, 200)} is another run's: {printable(position['file'], 200)} is not there")
-    if tail(file, position["offset"]) != position["tail"] or not is_boundary(file, position["offset"]):
+    offset = position["offset"]
+    whole = offset <= file.stat().st_size and tail(file, offset) == position["tail"] and is_boundary(file, offset)
+    if not whole:
         raise DataError(f"{printable(path, 200)} was saved beside another {file.name}: add --fork to go on without it")

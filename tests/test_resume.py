@@ -29,7 +29,7 @@ from rlboard.seeding import random_states, restore_random_states, seed_everythin
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VARIANTS = {
+VARIANTS: dict[str, list[dict[str, Any]]] = {
     "agents/reinforce": [{"engine": "gym"}, {"engine": "compiled"}, {"env_id": "Acrobot-v1", "episodes": 21}],
     "vision/train": [
         {"images": 128, "epochs": 2},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlboard.checkpoint import BEST, CHECKPOINT, FORMAT, duplicate, save, sha256_file
 from rlboard.config import printable
+from rlboard.errors import NumericalError
 from rlboard.events import Event, Events
 from rlboard.resume import checkpoints_of, tail
 from rlboard.seeding import random_states
@@ -26,15 +27,18 @@ def checkpoints(events: Events, run: Run) -> Events:
 
     It is the outermost instrument: what it saves is the state after all others have written. A disk that fails costs
     the checkpoint, not the run: the one before it is intact.
+
+    Raises:
+        NumericalError: the weights are NaN or infinite; the checkpoint before stays.
     """
-    keeper = _Keeper(run)
+    keeper = Keeper(run)
     for event in events:
         keeper.take(event)
         yield event
     keeper.save()
 
 
-class _Keeper:
+class Keeper:
     """The files of one run."""
 
     def __init__(self, run: Run) -> None:
@@ -70,10 +74,14 @@ class _Keeper:
         began = time.monotonic()
         try:
             loop = self.event.state() if self.event.state else None
+            weights = loop["model"] if loop else self.model.state_dict()
+            if broken := [name for name, each in self.model.named_parameters() if not each.isfinite().all()]:
+                where = f"{broken[0]} is NaN or infinite after step {self.event.step}"
+                raise NumericalError(f"{where}: try a smaller --learning-rate")
             self._keep_earlier()
             self.run.writer.events.flush(sync=True)  # or a power cut leaves less than the position
             self.position["tail"] = tail(self.run.directory / self.position["file"], self.position["offset"])
-            state = self._state(self.event, loop["model"] if loop else self.model.state_dict(), loop)
+            state = self._state(self.event, weights, loop)
             if self.best:  # first: what goes on from the checkpoint may never be so good again
                 save(self.run.directory / BEST, self.best)
                 self.best = None
