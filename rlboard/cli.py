@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -161,9 +162,9 @@ def _with_last(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; a mistake of the user's is one line on standard error."""
     plain_warnings()
-    arguments = _with_last(sys.argv[1:] if arguments is None else arguments)
+    words = _with_last(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = build_app()(args=arguments, prog_name="rlboard", standalone_mode=False)
+        code = build_app()(args=words, prog_name="rlboard", standalone_mode=False)
         return int(code or 0)
     except RlboardError as error:
         return _complain(str(error), error.exit_code)
@@ -174,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: say nothing more, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        if arguments is None:  # the process ends: one more Ctrl-C ends it at once, without a traceback of its clean-up
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _complain(message: str, code: int) -> int:
