@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def rlboard_process(tmp_path: Path) -> RlboardProcess:
         )
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shapes_are_drawn_once() -> Iterator[None]:
+    """In a process, not for each training: a second and a half of every small one."""
+    from vision import _data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_data, "_shapes", cache(_data._shapes))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -209,14 +209,11 @@ TABS = {
 def test_every_tab_draws_the_run(url: str) -> None:
     with chromium() as page:
         for tab, selector in TABS.items():
-            page.goto(f"{url}/#{tab}")
-            page.reload()
+            page.goto(f"{url}/?{tab}#{tab}")  # another query is another page, loaded anew
             page.locator(selector).first.wait_for(state="attached")
-        page.goto(f"{url}/#images")
-        page.reload()
-        image = page.locator("tf-image-loader img").first
-        image.wait_for(state="visible")
-        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
-        page.goto(f"{url}/#projector")
-        page.reload()
+            if tab == "images":
+                image = page.locator(selector).first
+                image.wait_for(state="visible")
+                assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+        page.goto(f"{url}/?projector#projector")
         page.frame_locator("iframe").frame_locator("iframe").locator("vz-projector").get_by_text("Points: 5").wait_for()
