@@ -81,7 +81,8 @@ class Dashboard:
 @contextlib.contextmanager
 def dashboard(logdir: Path, errors: Path, *options: str, before: str = "", **environment: str) -> Iterator[Dashboard]:
     """Runs `rlboard dashboard` on `logdir`, its standard error in the file `errors`, after the Python code `before`."""
-    code = f"{before}\nfrom rlboard.cli import main\nraise SystemExit(main())"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's `&` has it ignored
+    code = f"{heard}\n{before}\nfrom rlboard.cli import main\nraise SystemExit(main())"
     with errors.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", code, "dashboard", "--logdir", str(logdir), *options],

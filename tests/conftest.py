@@ -42,7 +42,9 @@ def shapes_are_drawn_once() -> Iterator[None]:
     from vision import _data
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_data, "_shapes", cache(_data._shapes))
+        draw = _data._shapes
+        drawn = cache(lambda *_: draw())
+        patch.setattr(_data, "_shapes", lambda: drawn(_data.SHAPES_TRAIN, _data.SHAPES_TEST))
         yield
 
 

@@ -141,8 +141,8 @@ def fingerprint(directory: Path) -> dict[str, Any]:
             if event.graph_def:
                 others.append(("graph", event.step, hashlib.sha256(event.graph_def).hexdigest()))
             for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    continue
+                if value.HasField("simple_value") or b"compiled in" in b"".join(value.tensor.string_val):
+                    continue  # the first run on a machine says how long that took
                 content = b"" if value.tag.startswith("_hparams_") else value.SerializeToString(deterministic=True)
                 others.append((value.tag, event.step, hashlib.sha256(content).hexdigest()))
     best = load(directory / BEST)
