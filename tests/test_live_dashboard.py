@@ -272,3 +272,19 @@ def test_the_button_is_pressed_where_the_period_cannot_be_lowered(tmp_path: Path
             writer.flush()
             page.locator("metrics-pinned-view scalar-card card-fob", has_text=str(step)).wait_for(timeout=25_000)
         assert page.evaluate(f"{SETTINGS}.autoReloadPeriodInMs") == 30_001
+
+
+@pytest.mark.slow  # it holds a time, which a busy machine may miss
+@pytest.mark.browser
+def test_a_point_is_on_the_page_within_two_periods(tmp_path: Path, page: Page) -> None:
+    with open_writer(tmp_path / "logs/run") as writer:
+        writer.add_scalar("reward", 0.0, 0)
+        writer.flush()
+        with dashboard(tmp_path / "logs", tmp_path / "errors", "--port", "0") as running:
+            page.goto(f"{running.url}/#timeseries")
+            page.locator("metrics-pinned-view scalar-card").wait_for()
+            for step in (100, 200, 300):
+                writer.add_scalar("reward", step, step)
+                writer.flush()
+                newest = page.locator("metrics-pinned-view scalar-card card-fob", has_text=str(step))
+                newest.wait_for(timeout=2 * 5_000)  # milliseconds; nobody has asked for another period
