@@ -66,6 +66,12 @@ def duplicate(source: Path, target: Path) -> None:
     unfinished.replace(target)
 
 
+def remove(path: Path) -> None:
+    """Removes a checkpoint and its hash, if they are there. Raises OSError."""
+    for each in (path, sha256_file(path)):
+        each.unlink(missing_ok=True)
+
+
 def load(path: Path) -> dict[str, Any]:
     """The state that `save` wrote, its tensors on the CPU.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from rlboard.checkpoint import CHECKPOINT, duplicate, saved_config, sha256_file, verified
+from rlboard.checkpoint import CHECKPOINT, duplicate, remove, saved_config, verified
 from rlboard.config import Value, printable
 from rlboard.errors import DataError, StorageError, UsageError
 from rlboard.eventfile import event_files, is_boundary, truncate
@@ -78,8 +78,7 @@ class Resumption:
             duplicate(self.path, self.directory / CHECKPOINT)
         for path in checkpoints_of(self.directory)[1:]:
             if _step_of(path) > self.step:  # it would count as newer than what is saved next
-                for each in (path, sha256_file(path)):
-                    each.unlink(missing_ok=True)
+                remove(path)
         position = self.state["position"] if self.state else None
         for path in event_files(self.directory):
             if position is None or path.name > position["file"]:

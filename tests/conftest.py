@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from rlboard.cli import main
+from rlboard.cli import build_app, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +56,22 @@ def smoke_log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("smoke") / "logs"
     assert main(["reinforce", "--smoke", "--seed", "7", "--run-name", "smoke", "--log-dir", str(root)]) == 0
     return root
+
+
+@cache
+def command_line() -> Any:
+    """rlboard's, made once in a process: that takes longer than many of its commands."""
+    return get_command(build_app())
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty log root `logs` in the working directory, for commands on runs."""
+    monkeypatch.setattr("rlboard.cli.build_app", command_line)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a busy disk takes its time, and no such test cuts the power
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    return tmp_path / "logs"
 
 
 @pytest.fixture

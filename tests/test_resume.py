@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -25,6 +24,7 @@ from rlboard.registry import TRACKS, Loop
 from rlboard.resume import checkpoints_of, tail
 from rlboard.run import begin
 from rlboard.seeding import random_states, restore_random_states, seed_everything
+from tests.faults.trials import facts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,11 +105,6 @@ def curves(directory: Path) -> ScalarColumns:
     for tag in columns:
         assert (np.diff(columns[tag].step) > 0).all(), tag
     return columns
-
-
-def facts(directory: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((directory / "run.json").read_text())
-    return loaded
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:

@@ -19,7 +19,7 @@ from rlboard.eventfile import read, scan
 from rlboard.runs.find import find_runs
 from rlboard.runs.output import age, byte_size
 from rlboard.runs.show import sparkline
-from rlboard.runs.table import summary
+from rlboard.runs.table import read_run, summary
 from rlboard.writer import open_writer
 from tests.test_runs_find import ODD_NAMES, make_run
 
@@ -248,5 +248,5 @@ def test_many_small_files_are_read_in_machine_code(tmp_path: Path, monkeypatch: 
         compiled.cache_info.return_value.currsize = 0
         for run in find_runs(tmp_path):
             assert run.size < 100
-            assert summary(run).last == 2
+            assert summary(run, *read_run(run)).last == 2
     assert compiled.called

@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
-from typer.main import get_command
 
-from rlboard.cli import build_app, main
+from rlboard.cli import main
 from rlboard.runs import trash as trashing
 from rlboard.runs.trash import Folder, Trash
 from tests.conftest import ROOT
@@ -40,18 +39,6 @@ ODD_NAMES = [
     "\udcff",
     "[b]x[/b]",
 ]
-COMMAND = get_command(build_app())
-"""Made once: that takes longer than to prune."""
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty log root `logs` in the working directory."""
-    monkeypatch.setattr("rlboard.cli.build_app", lambda: COMMAND)
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a busy disk takes its time, and no test here cuts the power
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "logs").mkdir()
-    return tmp_path / "logs"
 
 
 def prune(*arguments: str) -> int:

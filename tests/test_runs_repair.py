@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typer.main import get_command
 
-from rlboard.cli import build_app, main
+from rlboard.cli import main
 from rlboard.eventfile import EventFile
 from rlboard.eventfile.read import Report, read_events, verify
 from rlboard.eventfile.read import repair as mend
@@ -26,18 +25,7 @@ from tests.browser import get, tensorboard
 from tests.logged import age, make_run, snapshot
 from tests.test_runs_prune import ODD_NAMES
 
-COMMAND = get_command(build_app())
 POINTS = 20
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty log root `logs` in the working directory."""
-    monkeypatch.setattr("rlboard.cli.build_app", lambda: COMMAND)
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a busy disk takes its time, and no test here cuts the power
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "logs").mkdir()
-    return tmp_path / "logs"
 
 
 def repair(*arguments: str) -> int:

@@ -6,11 +6,11 @@ TensorBoard loads all that it finds, and 10,000 runs are slow to load.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from rlboard.errors import RlboardError
-from rlboard.runs.find import LoggedRun, find_runs, matching
+from rlboard.runs.find import LoggedRun, directories_above, find_runs, matching
 
 
 def choose(runs: Iterable[LoggedRun], text: str, last: int | None) -> dict[str, Path]:
@@ -23,23 +23,16 @@ def choose(runs: Iterable[LoggedRun], text: str, last: int | None) -> dict[str, 
     """
     runs = [run for run in runs if not run.problem]
     matched = {run.name for run in matching(runs, text) if run.name != "."}
-    outermost = {name for name in matched if matched.isdisjoint(_above(name))}
+    outermost = {name for name in matched if matched.isdisjoint(directories_above(name))}
     directories = {run.name: run.directory for run in runs if run.name in outermost}
     newest = dict.fromkeys(directories, 0.0)
     for run in runs:
-        for name in (run.name, *_above(run.name)):
+        for name in (run.name, *directories_above(run.name)):
             if name in newest:
                 newest[name] = max(newest[name], run.modified)
     kept = sorted(directories, key=lambda name: newest[name], reverse=True)[:last]
     root_files = {file.name: file for run in runs if run.name == "." for file in run.event_files}
     return root_files | {name: directories[name] for name in kept}
-
-
-def _above(name: str) -> Iterator[str]:
-    """The names of the directories that the run `name` lies in, up to the root, which is not one of them."""
-    while "/" in name:
-        name = name.rpartition("/")[0]
-        yield name
 
 
 class Selection:

@@ -6,7 +6,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from rlboard.checkpoint import BEST, CHECKPOINT, FORMAT, duplicate, save, sha256_file
+from rlboard.checkpoint import BEST, CHECKPOINT, FORMAT, duplicate, remove, save, sha256_file
 from rlboard.config import printable
 from rlboard.errors import NumericalError
 from rlboard.events import Event, Events
@@ -50,7 +50,6 @@ class Keeper:
         self.saved_step = run.step
         self.presented_again = run.resumed
         self.due = time.monotonic() + run.options.save_every
-        self.warned = False
 
     def take(self, event: Event) -> None:
         """Notes `event`, whose other instruments are done, and saves if it is time to."""
@@ -112,8 +111,7 @@ class Keeper:
         if self.run.options.keep > 1 and newest.exists() and sha256_file(newest).exists():
             duplicate(newest, newest.with_name(f"checkpoint-{self.saved_step}.pt"))
         for path in checkpoints_of(self.run.directory)[self.run.options.keep :]:
-            for each in (path, sha256_file(path)):
-                each.unlink(missing_ok=True)
+            remove(path)
 
     def _complain(self, error: OSError) -> None:
         failed = self.run.findings.get("failed_checkpoints", 0)

@@ -26,7 +26,7 @@ from rlboard.errors import DataError, UsageError
 from rlboard.eventfile import ScalarColumns, Series
 from rlboard.runs.find import LoggedRun
 from rlboard.runs.read import Column, Reader, find_some, foreign_config, matches, unknown_tags
-from rlboard.runs.table import headline, smaller_is_better
+from rlboard.runs.table import best_point, headline
 from rlboard.statistics import interval
 
 FIGURES = (".png", ".svg", ".pdf")
@@ -241,15 +241,8 @@ def last_and_best(column: Column, tag: str) -> tuple[Estimate, Estimate] | None:
     if not curves:
         return None
     last = [(float(curve.value[-1]), int(curve.step[-1])) for curve in curves]
-    best = [_best(curve, smaller_is_better(tag)) for curve in curves]
+    best = [best_point(tag, curve) for curve in curves]
     return Estimate.of(*zip(*last, strict=True)), Estimate.of(*zip(*best, strict=True))
-
-
-def _best(curve: Series, smaller: bool) -> tuple[float, int]:
-    """The best finite value and the step of the first; NaN where none is finite."""
-    value = np.where(np.isfinite(curve.value), -curve.value if smaller else curve.value, -np.inf)
-    index = int(np.argmax(value))
-    return (float(curve.value[index]) if np.isfinite(curve.value[index]) else math.nan), int(curve.step[index])
 
 
 def as_object(columns: Sequence[Column], tags: Sequence[str]) -> dict[str, Any]:

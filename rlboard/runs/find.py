@@ -11,7 +11,7 @@ import fnmatch
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -236,6 +236,12 @@ def _matches(runs: Sequence[LoggedRun], name: str) -> list[LoggedRun]:
         lambda run: bool(wanted.strip("./")) and _contains(run.name, wanted),
     )
     return next(filter(None, ([run for run in runs if rule(run)] for rule in rules)), [])
+
+
+def directories_above(name: str) -> Iterator[str]:
+    """The names of the directories that the run `name` lies in, up to the root, which is not one of them."""
+    while name := name.rpartition("/")[0]:
+        yield name
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from rich.progress import track
 
 from rlboard.config import printable
 from rlboard.errors import DataError, StorageError, UsageError
-from rlboard.runs.find import LOCK, LoggedRun, find_runs, select
+from rlboard.runs.find import LOCK, LoggedRun, directories_above, find_runs, select
 from rlboard.runs.output import Complaints, age, byte_size, command_line, plural, print_rows, reason_of
 from rlboard.runs.trash import Folder, Trash, tree
 
@@ -272,18 +272,12 @@ def _units(runs: Sequence[LoggedRun]) -> dict[str, Unit]:
     units = [run for run in runs if not _group(run.name, names)]
     below, inside = defaultdict[str, list[LoggedRun]](list), defaultdict[str, list[str]](list)
     for run in runs:
-        for above in _above(run.name):
+        for above in directories_above(run.name):
             below[above].append(run)
     for run in units:
-        for above in _above(run.name):
+        for above in directories_above(run.name):
             inside[above].append(run.name)
     return {run.name: Unit(run, tuple(below[run.name]), tuple(inside[run.name])) for run in units}
-
-
-def _above(name: str) -> Iterator[str]:
-    """The names of the directories in which `name` lies."""
-    while name := name.rpartition("/")[0]:
-        yield name
 
 
 def _group(name: str, names: Container[str]) -> str:

@@ -18,11 +18,11 @@ from rich.table import Table
 
 from rlboard.config import Value, printable
 from rlboard.errors import DataError, UsageError
-from rlboard.eventfile import Series, read_scalars
+from rlboard.eventfile import Series
 from rlboard.registry import SourceError, find_loop
 from rlboard.runs.find import LoggedRun, find_runs, select
 from rlboard.runs.output import age, byte_size
-from rlboard.runs.table import best_value, smaller_is_better, summary
+from rlboard.runs.table import best_point, read_run, smaller_is_better, summary
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 24
@@ -46,9 +46,11 @@ def show_runs(root: Path, names: Iterable[str], as_json: bool) -> None:
     problems: list[str] = []
     described: list[dict[str, Any]] = []
     for run in runs:
-        row, curves = summary(run), _curves(run)
-        problems += [row.problem] if row.problem else []
+        columns, problem = read_run(run)
+        curves: Mapping[str, Series] = columns or {}
+        problems += [problem] if problem else []
         if as_json:
+            row = summary(run, columns, problem)
             metrics = {tag: _metric(tag, curve) for tag, curve in curves.items()}
             described.append({"run": run.name, "status": row.status, **run.facts, "metrics": metrics})
         else:
@@ -59,13 +61,6 @@ def show_runs(root: Path, names: Iterable[str], as_json: bool) -> None:
         raise UsageError("; ".join(complaints))
     if problems:
         raise DataError("; ".join(problems))
-
-
-def _curves(run: LoggedRun) -> Mapping[str, Series]:
-    try:
-        return read_scalars(run.directory)
-    except OSError:  # there are none, or `summary` has said why
-        return {}
 
 
 def _page(run: LoggedRun, curves: Mapping[str, Series]) -> RenderableType:
@@ -147,14 +142,14 @@ def _metrics(curves: Mapping[str, Series]) -> Table:
 
 def _metric(tag: str, curve: Series) -> dict[str, Any]:
     """What a curve comes to, for JSON: None where there is no finite value."""
-    last, best = float(curve.value[-1]), best_value(tag, curve.value)
+    last, (best, best_step) = float(curve.value[-1]), best_point(tag, curve)
     known = math.isfinite(best)
     return {
         "points": len(curve.step),
         "last_step": int(curve.step[-1]),
         "last": last if math.isfinite(last) else None,
         "best": best if known else None,
-        "best_step": int(curve.step[curve.value == best][0]) if known else None,
+        "best_step": best_step if known else None,
         "smaller_is_better": smaller_is_better(tag),
     }
 

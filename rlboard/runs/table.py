@@ -9,10 +9,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -20,7 +18,7 @@ from rich.table import Table
 
 from rlboard.config import printable
 from rlboard.errors import DataError
-from rlboard.eventfile import read_scalars
+from rlboard.eventfile import ScalarColumns, Series, read_scalars
 from rlboard.runs.find import LoggedRun, find_runs, matching
 from rlboard.runs.output import age, byte_size
 
@@ -118,11 +116,11 @@ def summaries(runs: Sequence[LoggedRun]) -> list[Row]:
     console = Console(stderr=True)
     quiet = not console.is_terminal or sum(run.size for run in runs) < 50 << 20
     reading = track(runs, "reading", console=console, transient=True, disable=quiet)
-    return [summary(run) for run in reading]
+    return [summary(run, *read_run(run)) for run in reading]
 
 
-def summary(run: LoggedRun) -> Row:
-    """The row of `run`; what cannot be read is left empty and said in `problem`."""
+def read_run(run: LoggedRun) -> tuple[ScalarColumns | None, str]:
+    """The scalars of `run` as far as they can be read, and what is wrong with it, as one line; empty for nothing."""
     problem, columns = run.damage, None
     try:
         columns = read_scalars(run.directory)
@@ -136,14 +134,18 @@ def summary(run: LoggedRun) -> Row:
         pass
     except OSError as error:
         problem = problem or f"{printable(error.filename or run.directory, 200)} cannot be read: {error.strerror}"
+    return columns, problem
+
+
+def summary(run: LoggedRun, columns: ScalarColumns | None, problem: str) -> Row:
+    """The row of `run`, of which `read_run` has returned `columns` and `problem`; what is not known is left empty."""
     seed = run.facts.get("seed")
     metric, steps = "", None
     best = last = None
     if columns:
         steps = int(columns.step.max())
         metric = headline(run, columns)
-        values = columns[metric].value
-        last, best = float(values[-1]), best_value(metric, values)
+        last, best = float(columns[metric].value[-1]), best_point(metric, columns[metric])[0]
     status = "unreadable" if problem and not columns else run.status
     return Row(
         run.name, status, run.modified, seed if isinstance(seed, int) else None, steps, metric, best, last, run.size,
@@ -164,12 +166,11 @@ def smaller_is_better(tag: str) -> bool:
     return any(word in tag.lower() for word in ("loss", "error"))
 
 
-def best_value(tag: str, values: NDArray[Any]) -> float:
-    """The largest finite value of a metric, or the smallest of a loss; NaN where none is finite."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return math.nan
-    return float(finite.min() if smaller_is_better(tag) else finite.max())
+def best_point(tag: str, curve: Series) -> tuple[float, int]:
+    """The largest finite value of a metric, or the smallest of a loss, and its first step; NaN where none is finite."""
+    goodness = np.where(np.isfinite(curve.value), -curve.value if smaller_is_better(tag) else curve.value, -np.inf)
+    index = int(np.argmax(goodness))
+    return (float(curve.value[index]) if np.isfinite(curve.value[index]) else math.nan), int(curve.step[index])
 
 
 def _sorted(rows: Iterable[Row], column: str, reverse: bool) -> list[Row]:

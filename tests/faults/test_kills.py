@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +36,12 @@ from tests.faults.trials import (
 )
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("few_shapes", "one_thread"),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # a process that is killed closes none
 ]
 
 CALLS = {"gym": 3, "compiled": 2, "vision": 1}
 """How many of these kills are tried on every commit."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_shapes() -> Iterator[None]:
-    """They take longer to draw than to train on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vision._data.SHAPES_TRAIN", 100)
-        patch.setattr("vision._data.SHAPES_TEST", 100)
-        yield
 
 
 def spread(count: int, all_of: int) -> list[int]:

@@ -22,21 +22,12 @@ from rlboard.run import Run
 from tests.faults.conftest import Tally
 from tests.faults.trials import curves, facts, sabotage
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("few_shapes", "one_thread")
 
 GYM = ["reinforce", "--engine=gym", "--episodes=100", "--eval-every=40", "--eval-episodes=1"]
 VISION = ["vision", "train", "--data=shapes", "--images=96", "--width=8", "--batch-size=32", "--epochs=3", "--no-tta"]
 VISION += ["--log-every=1", "--threads=1"]
 SAVING = ["--log=minimal", "--save-every=0", "--run-name=run"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_shapes() -> Iterator[None]:
-    """They take longer to draw than to train on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vision._data.SHAPES_TRAIN", 100)
-        patch.setattr("vision._data.SHAPES_TEST", 100)
-        yield
 
 
 class Odd(gymnasium.Env[Any, Any]):
