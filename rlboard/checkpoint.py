@@ -123,6 +123,7 @@ class SavedRun:
         status: `running`, `completed`, `interrupted` or `failed`.
         step: the x axis at the checkpoint.
         weights: the model's state at the checkpoint, on the CPU.
+        state: what the loop would go on with, None where it cannot.
     """
 
     directory: Path
@@ -131,6 +132,7 @@ class SavedRun:
     status: str
     step: int
     weights: Mapping[str, Tensor]
+    state: Mapping[str, Any] | None
 
 
 def read_run(name: str, tracks: Iterable[Track] = TRACKS) -> SavedRun:
@@ -156,7 +158,7 @@ def read_run(name: str, tracks: Iterable[Track] = TRACKS) -> SavedRun:
         where = printable(directory / RUN_JSON, 200)
         raise DataError(f"{where} is of a run without a {CHECKPOINT}: give one that was completed or interrupted")
     state = verified(checkpoint, loop, config)
-    return SavedRun(directory, loop, config, facts["status"], state["step"], state["model"])
+    return SavedRun(directory, loop, config, facts["status"], state["step"], state["model"], state["loop"])
 
 
 def saved_config(directory: Path, tracks: Iterable[Track] = TRACKS) -> tuple[Loop, dict[str, Value], dict[str, Any]]:

@@ -97,7 +97,9 @@ def _parameter(option: Option, panel: str) -> inspect.Parameter:
         flags = [f"{option.flag}/--no-{option.flag[2:]}"]
     if option.argument:
         argument = typer.Argument(help=words, metavar=option.flag, show_default=False)
-        return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str, argument])
+        default = inspect.Parameter.empty if option.required else None
+        annotation = Annotated[str if option.required else str | None, argument]  # type: ignore[valid-type]
+        return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
     metavar = "|".join(filter(None, option.choices)) or {int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(option.type)
     described = typer.Option(*flags, help=words, metavar=metavar, show_default=False, rich_help_panel=panel)
     kind = bool if option.type is bool else str

@@ -41,6 +41,7 @@ class Option:
     smoke: Value | None = None
     check: str = ""
     argument: bool = False
+    required: bool = True
     resume: bool = False
 
     @property
@@ -158,6 +159,7 @@ def option(
     smoke: Value | None = None,
     check: str = "",
     argument: bool = False,
+    required: bool = True,
     resume: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option.
@@ -171,7 +173,8 @@ def option(
         smoke: the value under `--smoke`.
         check: `module:function` that is called with the value and raises `UsageError`; imported when needed, so
             that a check may cost an import that `--help` does not pay.
-        argument: it is typed without a flag, in the order of the fields, and may not be left out on the command line.
+        argument: it is typed without a flag, in the order of the fields.
+        required: an argument that may not be left out on the command line.
         resume: it may be changed when a run is resumed, because what was logged until then would be the same.
     """
     arguments = {key: value for key, value in locals().items() if key != "default"}

@@ -6,9 +6,9 @@ an event what concerns their TensorBoard tab and pass it on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,37 @@ Curve = tuple["NDArray[np.bool_]", "NDArray[np.float32]"]
 """Which examples belong to a class, and the probabilities that the model gives them to, each (examples,)."""
 
 
+class Embedding(NamedTuple):
+    """Points for the Projector.
+
+    points: (points, dimensions). rows: of each point, what stands in each of `columns`. images: (points, channels,
+    height, width) uint8, or none.
+    """
+
+    points: Tensor | NDArray[Any]
+    rows: Sequence[Sequence[Any]]
+    columns: Sequence[str]
+    images: Tensor | NDArray[np.uint8] | None = None
+
+
+class Mesh(NamedTuple):
+    """Coloured points in space, or the triangles between them.
+
+    vertices: (vertices, 3). colors: (vertices, 3) uint8. faces: (triangles, 3) numbers of vertices, or none.
+    """
+
+    vertices: NDArray[Any]
+    colors: NDArray[np.uint8]
+    faces: NDArray[np.integer[Any]] | None = None
+
+
+class Sound(NamedTuple):
+    """samples: (samples,) from -1 to 1. rate: of them in a second."""
+
+    samples: NDArray[Any]
+    rate: int
+
+
 @dataclass(frozen=True)
 class Event:
     """One point of a training run.
@@ -43,9 +74,15 @@ class Event:
         message: the line a pipe gets; empty for one made of step and headline.
         model: the live network; its gradients are those of the last update.
         inputs: one batch of inputs of the model, for the graph and, from two inputs up, for the activations.
-        images: tag to a function that draws it. A picture costs time, and the loop may not depend on its being drawn.
+        images: tag to a function that draws it. A picture costs time, and the loop may not depend on its being drawn;
+            so it is with all that follows as a function.
         videos: tag to a function that starts a video; drawn only when asked for, under the same rule.
         curves: tag to what a precision-recall curve is made of.
+        histograms: tag to a function that returns values; those of `model` are drawn without being asked for.
+        texts: tag to a function that writes Markdown.
+        embeddings: tag to a function that returns points for the Projector.
+        meshes: tag to a function that returns points or triangles in space.
+        sounds: tag to a function that plays.
         best: the tag under which the largest headline so far is logged; empty for `best/<headline>`.
         notice: a line that everybody should read, such as on which data is trained.
         threads: of a first event: the loop leaves the interpreter free for most of its time, and shares nothing with
@@ -67,6 +104,11 @@ class Event:
     best: str = ""
     notice: str = ""
     videos: Mapping[str, Video] = field(default_factory=dict)
+    histograms: Mapping[str, Callable[[], Tensor | NDArray[Any]]] = field(default_factory=dict)
+    texts: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    embeddings: Mapping[str, Callable[[], Embedding]] = field(default_factory=dict)
+    meshes: Mapping[str, Callable[[], Mesh]] = field(default_factory=dict)
+    sounds: Mapping[str, Callable[[], Sound]] = field(default_factory=dict)
     threads: bool = False
     state: Callable[[], dict[str, Any]] | None = None
 

@@ -259,7 +259,7 @@ def test_a_machine_that_cannot_draw_loses_the_video_with_one_warning(tmp_path: P
         raise RuntimeError("no renderer")
 
     events = [Event(step, 2, videos={"bad": film_that_fails, "good": counting(3)}) for step in (1, 2)]
-    with pytest.warns(RuntimeWarning, match="bad cannot be filmed on .*: no renderer") as caught:
+    with pytest.warns(RuntimeWarning, match="bad cannot be drawn on .*: no renderer") as caught:
         assert captured(events, tmp_path) == events
     assert len(caught) == 1
     assert accumulated(tmp_path).Tags()["images"] == ["good"]

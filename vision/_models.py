@@ -20,7 +20,7 @@ WIDTHS = {"speednet": 64, "laptopnet": 32, "resnet9": 64, "resnet18": 64, "simpl
 MODELS = tuple(WIDTHS)
 
 
-def build_model(name: str, *, classes: int, channels: int = 3, image_size: int = 32, width: int = 0) -> nn.Module:
+def build_model(name: str, *, classes: int, channels: int = 3, image_size: int = 32, width: int = 0) -> Classifier:
     """The model called `name` (one of `MODELS`), its weights drawn from torch's global generator.
 
     Args:

@@ -181,7 +181,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         counted = {"epoch": epoch, "done": done, "step": step, "best": best, "loss_sum": loss_sum, "right": right}
         learned = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         learned |= {"average": average.state_dict()} if average is not None else {}
-        return {**learned, **counted, "shuffled": shuffled}
+        return {**learned, **counted, "shuffled": shuffled, "data": dataset.name}
 
     shown = augmented(first(dataset.train, 64), batch_size=64, generator=torch.Generator(device).manual_seed(0))
     inputs = next(iter(shown))[0]

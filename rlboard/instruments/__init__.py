@@ -13,12 +13,17 @@ from rlboard.instruments.console import console
 from rlboard.instruments.tabs import (
     activations,
     custom_scalars,
+    embeddings,
     graph,
     histograms,
     hyperparameters,
     images,
+    meshes,
+    more_histograms,
+    more_text,
     pr_curves,
     scalars,
+    sounds,
     text,
 )
 from rlboard.instruments.videos import videos
@@ -40,6 +45,18 @@ _MINIMAL: tuple[Instrument, ...] = (
 
 INSTRUMENTS: Mapping[str, tuple[Instrument, ...]] = {
     "minimal": _MINIMAL,
-    "full": (graph, histograms, activations, pr_curves, images, *_MINIMAL),
+    "full": (
+        graph,
+        histograms,
+        more_histograms,
+        activations,
+        pr_curves,
+        images,
+        more_text,
+        embeddings,
+        meshes,
+        sounds,
+        *_MINIMAL,
+    ),
 }
 """The instruments of each value of `--log`, from the loop outwards."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import platform
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torchinfo
-from torch import Tensor, nn
+from torch import Tensor, from_numpy, nn
 
 from rlboard.config import Value
 from rlboard.events import Event, Events
 from rlboard.graph import module_tree, undisturbed
+from rlboard.instruments.drawing import drawn
 from rlboard.layout import LAYOUTS
 from rlboard.registry import Loop
 
@@ -158,17 +157,57 @@ def pr_curves(events: Events, run: Run) -> Events:
 
 
 def images(events: Events, run: Run) -> Events:
-    """Images: what the loop can draw. A machine that cannot render loses the picture, not the run."""
+    """Images: what the loop can draw."""
     broken: set[str] = set()
     for event in events:
-        for tag, draw in event.images.items():
-            if tag in broken:
-                continue
-            try:
-                picture = draw()
-            except Exception as error:  # noqa: BLE001 - any renderer of any environment
-                broken.add(tag)
-                warnings.warn(f"{tag} cannot be drawn on {platform.node()}: {error}", RuntimeWarning, stacklevel=2)
-            else:
-                run.writer.add_image(tag, np.asarray(picture), event.step, dataformats="HWC")
+        for tag, picture in drawn(event.images, broken):
+            run.writer.add_image(tag, np.asarray(picture), event.step, dataformats="HWC")
+        yield event
+
+
+def more_histograms(events: Events, run: Run) -> Events:
+    """Histograms and Distributions: what the loop has beside the weights."""
+    broken: set[str] = set()
+    for event in events:
+        for tag, values in drawn(event.histograms, broken):
+            run.writer.add_histogram(tag, values, event.step)
+        yield event
+
+
+def more_text(events: Events, run: Run) -> Events:
+    """Text: what the loop writes beside its configuration."""
+    broken: set[str] = set()
+    for event in events:
+        for tag, words in drawn(event.texts, broken):
+            run.writer.add_text(tag, words, event.step)
+        yield event
+
+
+def embeddings(events: Events, run: Run) -> Events:
+    """Projector: points with what is known of each, and their pictures."""
+    broken: set[str] = set()
+    for event in events:
+        for tag, (points, rows, columns, pictures) in drawn(event.embeddings, broken):
+            run.writer.add_embedding(points, rows, pictures, event.step, tag, columns)
+        yield event
+
+
+def meshes(events: Events, run: Run) -> Events:
+    """Mesh: points and surfaces in space."""
+    broken: set[str] = set()
+    for event in events:
+        for tag, mesh in drawn(event.meshes, broken):
+            faces = None if mesh.faces is None else from_numpy(mesh.faces)[None]
+            run.writer.add_mesh(
+                tag, from_numpy(mesh.vertices)[None], from_numpy(mesh.colors)[None], faces, None, event.step
+            )
+        yield event
+
+
+def sounds(events: Events, run: Run) -> Events:
+    """Audio: what the loop plays."""
+    broken: set[str] = set()
+    for event in events:
+        for tag, sound in drawn(event.sounds, broken):
+            run.writer.add_audio(tag, from_numpy(sound.samples), event.step, sound.rate)
         yield event

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import re
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from PIL import Image as Picture
 
 from rlboard.eventfile import animation_summary
 from rlboard.events import Events, Video
+from rlboard.instruments.drawing import drawn
 
 if TYPE_CHECKING:
     from rlboard.run import Run
@@ -25,25 +25,26 @@ LARGEST_WIDTH = 400
 
 
 def videos(events: Events, run: Run) -> Events:
-    """Images, where `--capture-video` asks for it: what moves. A machine that cannot draw it loses it, not the run."""
+    """Images, where `--capture-video` asks for it: what moves."""
     broken: set[str] = set()
     for event in events:
-        for tag, video in event.videos.items() if run.options.capture_video else ():
-            if tag in broken:
-                continue
-            try:
-                frames, frames_per_second = sampled(video)
-                summary = animation_summary(tag, frames, frames_per_second)
-                run.writer.events.summary(summary, event.step)
-                name = re.sub(r"[^\w.=+-]+", "-", tag)
-                path = run.directory / "videos" / f"{name}-{event.step}.gif"
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(summary.value[0].image.encoded_image_string)
-                _write_mp4(path.with_suffix(".mp4"), frames, frames_per_second)
-            except Exception as error:  # noqa: BLE001 - any renderer of any environment, and any disk
-                broken.add(tag)
-                warnings.warn(f"{tag} cannot be filmed on {platform.node()}: {error}", RuntimeWarning, stacklevel=2)
+        offered = event.videos if run.options.capture_video else {}
+        filmed = {tag: partial(_film, tag, video, run, event.step) for tag, video in offered.items()}
+        for _ in drawn(filmed, broken):
+            pass
         yield event
+
+
+def _film(tag: str, video: Video, run: Run, step: int) -> None:
+    """Writes a video into the event file, and beside it as files."""
+    frames, frames_per_second = sampled(video)
+    summary = animation_summary(tag, frames, frames_per_second)
+    run.writer.events.summary(summary, step)
+    name = re.sub(r"[^\w.=+-]+", "-", tag)
+    path = run.directory / "videos" / f"{name}-{step}.gif"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(summary.value[0].image.encoded_image_string)
+    _write_mp4(path.with_suffix(".mp4"), frames, frames_per_second)
 
 
 def sampled(video: Video) -> tuple[NDArray[np.uint8], float]:
