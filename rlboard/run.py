@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 SMALLEST_FREE_SPACE = 1 << 20  # bytes: less cannot hold a run's first second
 RATES = {"time/steps": "time/fps", "time/images": "time/images_per_second"}
+KEPT = ("best", "work", "drawn", "melody")
+"""What a run notes for itself, and takes over where it goes on."""
 LONGEST_NAME = 100  # characters; file systems take 255 bytes, and a letter can be 4
 
 
@@ -129,6 +131,7 @@ class Run:
         step: at which it begins.
         work: what was done by the last event, by the tag of `RATES`.
         drawn: the step at which an instrument that draws now and then last did, by its name.
+        melody: the headline's curve, (step, value), as far as it is needed to play it.
     """
 
     loop: Loop
@@ -147,6 +150,7 @@ class Run:
     step: int = 0
     work: dict[str, float] = field(default_factory=dict)
     drawn: dict[str, int] = field(default_factory=dict)
+    melody: list[tuple[int, float]] = field(default_factory=list)
     began: float = field(default_factory=time.time)  # in this process
 
     @property
@@ -159,7 +163,8 @@ class Run:
         self.findings |= resumption.findings(_iso(self.began))
         self.step = resumption.step
         if resumption.state and not resumption.fork:
-            self.best, self.work, self.drawn = (resumption.state["run"][name] for name in ("best", "work", "drawn"))
+            for name in KEPT:
+                setattr(self, name, resumption.state["run"][name])
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 self.started = datetime.datetime.fromisoformat(resumption.facts["started"]).timestamp()
 

@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard._utils import convert_to_HWC
 
-from rlboard.eventfile import EventFile, LogWarning, animation_summary, histogram, image_summary
+from rlboard.eventfile import EventFile, LogWarning, animation_summary, histogram, image_summary, wav_summary
 from rlboard.graph import graph_def, module_tree
 from rlboard.projector import write_embedding
 
@@ -139,6 +139,10 @@ class Writer(SummaryWriter):
         self, tag: str, vid_tensor: Any, global_step: Any = None, fps: float = 4, walltime: Any = None
     ) -> None:
         self.file_writer.add_summary(animation_summary(tag, _tiled(_pixels(vid_tensor)), fps), global_step, walltime)
+
+    def add_wav(self, tag: str, path: str | Path, global_step: Any = None, walltime: Any = None) -> None:
+        """Adds a WAV file of PCM samples, as it is, to the Audio tab."""
+        self.file_writer.add_summary(wav_summary(tag, Path(path).read_bytes()), global_step, walltime)
 
     def add_embedding(
         self,

@@ -22,7 +22,7 @@ from torch import nn
 
 from agents.reinforce import Policy
 from rlboard import checkpoint
-from rlboard.checkpoint import load, load_weights, read_run, save
+from rlboard.checkpoint import FORMAT, load, load_weights, read_run, save
 from rlboard.cli import main
 from rlboard.errors import DataError, RlboardError, UsageError
 from rlboard.instruments.weights import weights_sha256
@@ -250,7 +250,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "no checkpoint": (lambda directory: (directory / "checkpoint.pt").unlink(), "without a checkpoint.pt"),
     "no hash": (lambda directory: (directory / "checkpoint.pt.sha256").unlink(), "sha256 is not there"),
     "truncated": (truncated, "damaged"),
-    "newer": (state_with(format=1), "is of format 1: this version reads format 2"),
+    "newer": (state_with(format=1), f"is of format 1: this version reads format {FORMAT}"),
     "no model": (state_with(model=None), "it has no model"),
     "no tensors": (state_with(model={"a": 1}), "not made of tensors"),
     "another run": (state_with(config={}), "differs from run.json"),

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlboard.checkpoint import BEST, CHECKPOINT, load, save
+from rlboard.checkpoint import BEST, CHECKPOINT, FORMAT, load, save
 from rlboard.cli import main
 from rlboard.eventfile import ScalarColumns, read_scalars
 from rlboard.events import Event
@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
                 newest, state | {"position": {**state["position"], "offset": offset, "tail": tail(event_file, offset)}}
             )
         case "another format":
-            save(newest, state | {"format": 3})
+            save(newest, state | {"format": FORMAT + 1})
     reinforce(tmp_path, "--resume=half", "--episodes=80")
     assert "an earlier checkpoint is taken" in capsys.readouterr().err
     assert_equal_runs(unbroken / "whole", half)

@@ -319,6 +319,8 @@ BAD: list[tuple[str, tuple[Any, ...]]] = [
     ("add_figure", (None,)),
     ("add_video", (torch.zeros(3, 8, 8),)),
     ("add_audio", ("sound",)),
+    ("add_wav", (__file__,)),
+    ("add_wav", ("missing.wav",)),
     ("add_text", (None,)),
     ("add_pr_curve", ([1], "x")),
     ("add_mesh", ("vertices",)),

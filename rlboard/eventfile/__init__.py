@@ -34,7 +34,13 @@ from rlboard.eventfile.read import (
 from rlboard.eventfile.write import EventFile, LogWarning
 
 if TYPE_CHECKING:
-    from rlboard.eventfile.summary import animation_summary, histogram, histogram_summary, image_summary
+    from rlboard.eventfile.summary import (
+        animation_summary,
+        histogram,
+        histogram_summary,
+        image_summary,
+        wav_summary,
+    )
 
 __all__ = [
     "Damage",
@@ -55,6 +61,7 @@ __all__ = [
     "repair",
     "truncate",
     "verify",
+    "wav_summary",
 ]
 
 

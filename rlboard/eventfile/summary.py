@@ -1,4 +1,4 @@
-"""Cheap encodings of arrays as TensorBoard summaries: histograms, images and animations.
+"""Cheap encodings of arrays as TensorBoard summaries: histograms, images, animations and sounds.
 
 They hold what TensorBoard's own summaries hold, so that every tab and reader takes them; saved is the work of getting
 there.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import wave
 import zlib
 from functools import cache
 from types import SimpleNamespace
@@ -261,6 +262,30 @@ def animation_summary(
         raise ValueError(f"unknown animation format {format!r}: gif, webp or apng")
     encoded = _encoded(list(pixels), "png" if format == "apng" else format, {**options, "loop": 0})
     return _image_summary(tag, pixels[0], encoded)
+
+
+def wav_summary(tag: str, content: bytes) -> Summary:
+    """Returns a WAV file for the Audio tab, as it is: PCM samples of 8 to 32 bits, of any rate, in any channels.
+
+    Raises:
+        ValueError: `content` is no such file, or ends early.
+    """
+    try:
+        with wave.open(io.BytesIO(content)) as file:
+            frames, channels, rate = file.getnframes(), file.getnchannels(), file.getframerate()
+            whole = len(file.readframes(frames)) == frames * channels * file.getsampwidth()
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"not a WAV file of PCM samples ({str(error) or 'it ends early'})") from None
+    if not frames or not whole:
+        raise ValueError("a WAV file that ends early" if frames else "a WAV file without sound")
+    audio = Summary.Audio(
+        sample_rate=rate,
+        num_channels=channels,
+        length_frames=frames,
+        encoded_audio_string=content,
+        content_type="audio/wav",
+    )
+    return Summary(value=[Summary.Value(tag=tag, audio=audio)])
 
 
 def _pixels(image: NDArray[np.uint8], dimensions: int) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from rlboard.events import Events
 from rlboard.instruments.checkpoints import checkpoints
 from rlboard.instruments.console import console
+from rlboard.instruments.sound import sonification
 from rlboard.instruments.tabs import (
     activations,
     custom_scalars,
@@ -56,6 +57,7 @@ INSTRUMENTS: Mapping[str, tuple[Instrument, ...]] = {
         embeddings,
         meshes,
         sounds,
+        sonification,
         *_MINIMAL,
     ),
 }

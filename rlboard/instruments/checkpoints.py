@@ -11,6 +11,7 @@ from rlboard.config import printable
 from rlboard.errors import NumericalError
 from rlboard.events import Event, Events
 from rlboard.resume import checkpoints_of, tail
+from rlboard.run import KEPT
 from rlboard.seeding import random_states
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Keeper:
             "step": event.step,
             "model": weights,
             "loop": loop,
-            "run": {"best": self.run.best, "work": self.run.work, "drawn": self.run.drawn},
+            "run": {name: getattr(self.run, name) for name in KEPT},
             "random": random_states() if loop else None,
             "position": self.position,
         }

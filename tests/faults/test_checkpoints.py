@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlboard.checkpoint import CHECKPOINT, load, save, sha256_file
+from rlboard.checkpoint import CHECKPOINT, FORMAT, load, save, sha256_file
 from rlboard.cli import main
 from rlboard.errors import DataError, RlboardError
 from rlboard.registry import find_loop
@@ -111,9 +111,9 @@ def nested(value: Any, depth: int = 2) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_other_schemas_are_found_out(every: int, run: Path, tally: Tally, capsys: pytest.CaptureFixture[str]) -> None:
     state = load(run / CHECKPOINT)
-    for version in (None, 0, 1, 3, 2.5, "2", [2], 10**100):
+    for version in (None, 0, 1, FORMAT - 1, FORMAT + 1, FORMAT + 0.5, str(FORMAT), [FORMAT], 10**100):
         save(run / CHECKPOINT, state | {"format": version})
-        assert "this version reads format 2" in refusal(run)
+        assert f"this version reads format {FORMAT}" in refusal(run)
         tally("3 checkpoint of another schema")
     optional = {("loop", "model"), *(("model", name) for name in state["model"])}  # the learner has the weights, too
     for path in nested(state)[::every]:
@@ -161,11 +161,11 @@ def hostile() -> dict[str, bytes]:
     return {
         "a pickle bomb": pickle.dumps(Bomb()),
         "a pickle bomb in an archive": saved(Bomb()),
-        "a pickle bomb in a state": saved({"format": 2, "step": 40, "model": {}, "loop": {"learner": Bomb()}}),
+        "a pickle bomb in a state": saved({"format": FORMAT, "step": 40, "model": {}, "loop": {"learner": Bomb()}}),
         "a pickle bomb in the old format": saved({"loop": Bomb()}, legacy=True),
         "an archive that leads outside": zipped({"../outside": b"x", "archive/data.pkl": pickle.dumps({})}),
         "an archive with an absolute path": zipped({"/tmp/outside": b"x", "archive/data.pkl": pickle.dumps({})}),
-        "a zip bomb": packed(saved({"format": 2, "step": 40, "model": {"weights": zeros}})),
+        "a zip bomb": packed(saved({"format": FORMAT, "step": 40, "model": {"weights": zeros}})),
         "a zip bomb of nothing": zipped({"archive/data.pkl": bytes(5_000_000)}, zipfile.ZIP_DEFLATED),
         "nothing": b"",
         "text": b"not a checkpoint",
