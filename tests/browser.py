@@ -36,6 +36,22 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
+TABS = {
+    "Time Series": ("timeseries", "image-card img"),
+    "Scalars": ("scalars", "tf-scalar-card"),
+    "Custom Scalars": ("custom_scalars", "tf-custom-scalar-multi-line-chart-card"),
+    "Images": ("images", "tf-image-loader img"),
+    "Audio": ("audio", "tf-audio-loader audio"),
+    "Text": ("text", "tf-text-loader tf-markdown-view"),
+    "Graphs": ("graphs", "g.node"),
+    "Distributions": ("distributions", "vz-distribution-chart path"),
+    "Histograms": ("histograms", "vz-histogram-timeseries svg path"),
+    "PR Curves": ("pr_curves", "tf-pr-curve-card"),
+    "Mesh": ("mesh", "tf-mesh-loader canvas"),
+    "HParams": ("hparams", "tf-hparams-session-group-values"),
+}
+"""Of each tab of TensorBoard: its name in the address, and what is there when it has something to show."""
+
 
 @contextlib.contextmanager
 def tensorboard(logdir: Path, *options: str) -> Iterator[str]:
@@ -130,6 +146,22 @@ def chromium() -> Iterator[Page]:
             yield page
         finally:
             browser.close()
+
+
+def open_tab(page: Page, url: str, name: str, **query: str) -> None:
+    """Loads a tab of the TensorBoard at `url` anew, and waits until it shows something."""
+    if name == "Projector":
+        page.goto(f"{url}/?{urlencode({'tab': 'projector', **query})}#projector")
+        projector = page.frame_locator("iframe").frame_locator("iframe").locator("vz-projector")
+        projector.get_by_text(re.compile(r"Points: [1-9]")).wait_for()
+        return
+    tab, selector = TABS[name]
+    page.goto(f"{url}/?{urlencode({'tab': tab, **query})}#{tab}")  # another query is another page, loaded anew
+    page.locator(selector).first.wait_for(state="attached")
+    if name == "Images":
+        image = page.locator(selector).first
+        image.wait_for(state="visible")
+        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
 
 def get(url: str, path: str, body: Any = None, **query: Any) -> Any:

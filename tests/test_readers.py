@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlboard.eventfile import read_scalars
 from rlboard.writer import open_writer
-from tests.browser import chromium, get, tensorboard
+from tests.browser import TABS, chromium, get, open_tab, tensorboard
 from tests.test_writer import add_everything
 
 SCALARS = {
@@ -189,31 +189,8 @@ def test_the_accumulator_tbparse_and_our_reader_agree(log_dir: Path) -> None:
     }  # fmt: skip
 
 
-TABS = {
-    "timeseries": "image-card img",
-    "scalars": "tf-scalar-card",
-    "custom_scalars": "tf-custom-scalar-multi-line-chart-card",
-    "images": "tf-image-loader img",
-    "audio": "tf-audio-loader audio",
-    "text": "tf-text-loader tf-markdown-view",
-    "graphs": "g.node",
-    "distributions": "vz-distribution-chart path",
-    "histograms": "vz-histogram-timeseries svg path",
-    "pr_curves": "tf-pr-curve-card",
-    "mesh": "tf-mesh-loader canvas",
-    "hparams": "tf-hparams-session-group-values",
-}
-
-
 @pytest.mark.browser
 def test_every_tab_draws_the_run(url: str) -> None:
     with chromium() as page:
-        for tab, selector in TABS.items():
-            page.goto(f"{url}/?{tab}#{tab}")  # another query is another page, loaded anew
-            page.locator(selector).first.wait_for(state="attached")
-            if tab == "images":
-                image = page.locator(selector).first
-                image.wait_for(state="visible")
-                assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
-        page.goto(f"{url}/?projector#projector")
-        page.frame_locator("iframe").frame_locator("iframe").locator("vz-projector").get_by_text("Points: 5").wait_for()
+        for name in (*TABS, "Projector"):
+            open_tab(page, url, name)
