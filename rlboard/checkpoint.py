@@ -6,7 +6,6 @@ flipped byte for good, so nothing is unpickled before its hash fits.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from rlboard.config import Value, printable
 from rlboard.errors import DataError, UsageError
+from rlboard.files import replacing
 from rlboard.registry import TRACKS, Loop, SourceError, Track, find_loop
 from rlboard.runs.find import RUN_JSON, read_facts, suggestion
 
@@ -230,19 +230,5 @@ def sha256_file(path: Path) -> Path:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` at once: after a crash there is all of it, or all of what was there before."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # Windows opens no directory
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # or a power cut undoes the renaming, and out of order
-        finally:
-            os.close(directory)
+    with replacing(path) as file:
+        file.write(content)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from rlboard.eventfile.summary import encode_jpeg, encode_png
+from rlboard.files import replacing
 
 SPRITE_LIMIT = 8192
 """Pixels: the widest and highest sprite that the Projector loads."""
@@ -180,7 +181,5 @@ def _merge(path: Path, addition: ProjectorConfig) -> None:
 
 
 def _replace(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file in one go: a reader finds the old one or the new one, whole."""
-    draft = path.with_name(path.name + ".draft")
-    draft.write_bytes(content)
-    draft.replace(path)
+    with replacing(path, durable=False) as file:
+        file.write(content)

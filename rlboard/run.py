@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, cast
 import rlboard
 from rlboard.config import Value, option, printable
 from rlboard.errors import DataError, OutOfMemoryError, StorageError, UsageError
+from rlboard.files import replacing
 from rlboard.registry import ROOT, Loop
 from rlboard.runs.find import LOCK, RUN_JSON
 
@@ -100,6 +101,11 @@ class RunOptions:
     save_every: float = option(30.0, "seconds between checkpoints, more where they would take over 2 % of the time; "
                                "0: at every event", min=0)  # fmt: skip
     keep: int = option(2, "how many checkpoints are kept, beside the best model", min=1)
+    profile: bool = option(False, "record where the time of a few steps goes, as figures, tables and traces")
+
+    def __post_init__(self) -> None:
+        if self.profile and self.seeds > 1:
+            raise UsageError("--seeds and --profile do not go together: profile one seed")
 
 
 @dataclass
@@ -194,15 +200,8 @@ class Run:
             indent=2,
             ensure_ascii=False,
         )
-        unfinished = self.directory / ".run.json.tmp"
-        try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())  # or a power cut leaves an empty one, and with it a run that nobody can resume
-            unfinished.replace(self.directory / RUN_JSON)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(self.directory / RUN_JSON) as file:
+            file.write(f"{text}\n".encode())
 
 
 def execute(

@@ -68,7 +68,7 @@ def test_the_matrix_is_stored_as_float32(tmp_path: Path, matrix: Any) -> None:
     assert list(embedding.tensor_shape) == [7, 5]
     stored = np.fromfile(tmp_path / embedding.tensor_path, "<f4").reshape(7, 5)
     assert (stored == POINTS).all()
-    assert not list(tmp_path.rglob("*.draft"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_half_precision_tensors_are_widened(tmp_path: Path) -> None:

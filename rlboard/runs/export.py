@@ -8,7 +8,6 @@ Rows are made and written a batch at a time, so that memory is bounded by the sc
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from polars.io.plugins import register_io_source
 from rlboard.config import printable
 from rlboard.errors import StorageError, UsageError
 from rlboard.eventfile import ScalarColumns
+from rlboard.files import replacing
 from rlboard.runs.find import LoggedRun
 from rlboard.runs.read import Reader, find_some, foreign_config, matches, unknown_tags
 
@@ -76,7 +76,7 @@ def export_runs(
         return reader.exit_code
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with replacing(paths[0]) as scalars, replacing(paths[1]) as table:
+        with replacing(paths[0], contested=True) as scalars, replacing(paths[1], contested=True) as table:
             points = write(scalars, batches(runs, tags, reader, rows))
             write(table, iter([table_of(rows)]))
     except FileExistsError:
@@ -241,17 +241,3 @@ WRITERS: dict[str, Callable[[IO[bytes], Iterator[pl.DataFrame]], int]] = {
     "json": _write_json,
 }
 """By the extension of the file; each writes the frames, of which there is at least one, and returns their rows."""
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is put at `path` when it is whole; after an error, and after a crash, there is what was before."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rlboard.config import printable
 from rlboard.errors import StorageError
 from rlboard.eventfile import Series
-from rlboard.runs.export import replacing
+from rlboard.files import replacing
 from rlboard.runs.read import Column
 from rlboard.statistics import Scores, interval, mean
 
@@ -48,7 +48,11 @@ def draw(columns: Sequence[Column], tags: Sequence[str], path: Path) -> str:
     drawn, charts = columns[:MOST_COLUMNS], tags[:MOST_CHARTS]
     families = ["DejaVu Sans", *(name for name in FONTS if name in font_manager.get_font_names())]
     try:
-        with mpl.rc_context({"font.family": families}), warnings.catch_warnings(), replacing(path) as file:
+        with (
+            mpl.rc_context({"font.family": families}),
+            warnings.catch_warnings(),
+            replacing(path, contested=True) as file,
+        ):
             warnings.filterwarnings("ignore", "Glyph .* missing")  # then a box is drawn
             _figure(drawn, charts).savefig(file, format=path.suffix[1:].lower(), dpi=120)
     except OSError as error:
