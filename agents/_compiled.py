@@ -22,6 +22,7 @@ from numba.extending import overload
 from numpy import float32, float64, uint64, uintp
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from rlboard.config import printable
 from rlboard.errors import UsageError
@@ -473,7 +474,8 @@ class CompiledEngine:
 
     def learn(self, episodes: int) -> tuple[list[float], list[int], float, float]:
         """Plays `episodes` episodes and learns from each; see `GymEngine.learn`."""
-        scores, lengths, loss, entropy = self._run(self._learner, episodes, greedy=False)
+        with record_function("learn"):
+            scores, lengths, loss, entropy = self._run(self._learner, episodes, greedy=False)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return scores.tolist(), lengths.tolist(), loss, entropy

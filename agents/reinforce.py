@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from agents._environments import Act, Environment, contact_sheet, evaluate, film, make_environment, sizes
 from rlboard.checkpoint import load_weights
@@ -143,14 +144,18 @@ class GymEngine:
         scores, lengths = [], []
         device = self.policy.hidden.weight.device
         for _ in range(episodes):
-            observations, actions, rewards = play(self.environment, self.policy.weights(), self.rng)
-            returns = discounted(rewards, self.config.gamma).to(device)
-            log_probabilities = self.policy(torch.from_numpy(np.array(observations)).to(device))
-            taken = torch.from_numpy(np.array(actions)).to(device)
-            loss = (returns * nn.functional.nll_loss(log_probabilities, taken, reduction="none")).sum()
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            with record_function("play"):
+                observations, actions, rewards = play(self.environment, self.policy.weights(), self.rng)
+            with record_function("forward"):
+                returns = discounted(rewards, self.config.gamma).to(device)
+                log_probabilities = self.policy(torch.from_numpy(np.array(observations)).to(device))
+                taken = torch.from_numpy(np.array(actions)).to(device)
+                loss = (returns * nn.functional.nll_loss(log_probabilities, taken, reduction="none")).sum()
+            with record_function("backward"):
+                self.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+            with record_function("optimizer"):
+                self.optimizer.step()
             scores.append(sum(rewards))
             lengths.append(len(rewards))
         entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean()

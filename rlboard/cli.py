@@ -164,6 +164,7 @@ def _with_last(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; a mistake of the user's is one line on standard error."""
     plain_warnings()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's profiler warns of its own bookkeeping
     words = _with_last(sys.argv[1:] if arguments is None else arguments)
     try:
         code = build_app()(args=words, prog_name="rlboard", standalone_mode=False)

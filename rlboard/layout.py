@@ -1,4 +1,4 @@
-"""The Custom Scalars dashboards of both tracks, as data.
+"""The Custom Scalars dashboards of the loops, as data.
 
 TensorBoard reads the tags of a chart as regular expressions that match from the start, so that a bare `Loss/train`
 draws `Loss/train_step` as well: `exactly` and `below` anchor and escape them. A margin chart takes its three tags
@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlboard.registry import Loop
 
 Chart = tuple[str, list[str]]
 """What `SummaryWriter.add_custom_scalars` takes: ("Multiline", patterns) or ("Margin", [value, lower, upper])."""
@@ -55,7 +59,7 @@ LAYOUTS: Mapping[str, Layout] = {
         },
         "Time": {"steps per second": exactly("time/fps")},
     },
-    "vision": {
+    "vision/train": {
         "Training Metrics": {
             "Loss": exactly("Loss/train", "Loss/val"),
             "Loss of single steps": exactly("Loss/train_step"),
@@ -65,5 +69,32 @@ LAYOUTS: Mapping[str, Layout] = {
         "Per-Class Accuracy": {"Accuracy by class": below("Accuracy/class_")},
         "Time": {"images per second": exactly("time/images_per_second")},
     },
+    "vision/gan": {
+        "GAN": {
+            "Loss of both networks": exactly("Loss/generator", "Loss/discriminator"),
+            "Gradient penalties": exactly("Penalty/r1", "Penalty/r2"),
+        },
+        "Quality": {
+            "Distance to real images": exactly("Quality/feature_distance", "Quality/real_distance"),
+            "Diversity, 1 as real images": exactly("Quality/diversity"),
+        },
+        "Time": {"images per second": exactly("time/images_per_second")},
+    },
+    "vision/embed": {
+        "Features": {
+            "Accuracy": exactly("Accuracy/knn", "Accuracy/val"),
+            "Loss": exactly("Loss/train_step", "Loss/train"),
+        },
+        "Time": {"images per second": exactly("time/images_per_second")},
+    },
+    "vision/words": {
+        "Words": {"Neighbours of the same kind": exactly("Accuracy/neighbours"), "Loss": exactly("Loss/train_step")},
+    },
 }
-"""The dashboard of a track, by its package."""
+"""The dashboard of a loop, or of a track's loops that have none of their own, by its name."""
+
+
+def layout_of(loop: Loop) -> Layout | None:
+    """The dashboard of a loop, if it has one."""
+    package = loop.track.package
+    return LAYOUTS.get(f"{package}/{loop.name}") or LAYOUTS.get(package)

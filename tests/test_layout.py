@@ -1,6 +1,7 @@
 import re
 
-from rlboard.layout import LAYOUTS, below, exactly, margin
+from rlboard.layout import LAYOUTS, below, exactly, layout_of, margin
+from rlboard.registry import TRACKS
 
 
 def test_a_chart_shows_its_tags_and_no_others() -> None:
@@ -24,8 +25,17 @@ def test_a_margin_has_three_tags() -> None:
     assert margin("m", "l", "u") == ("Margin", ["m", "l", "u"])
 
 
-def test_both_tracks_have_a_dashboard_of_valid_charts() -> None:
-    assert set(LAYOUTS) == {"agents", "vision"}
+LOOPS = {f"{track.package}/{loop.name}": loop for track in TRACKS for loop in track.loops()}
+
+
+def test_a_loop_has_its_own_dashboard_or_that_of_its_track() -> None:
+    assert layout_of(LOOPS["agents/reinforce"]) is LAYOUTS["agents"]
+    assert layout_of(LOOPS["vision/gan"]) is LAYOUTS["vision/gan"]
+    assert layout_of(LOOPS["vision/explain"]) is None
+
+
+def test_dashboards_are_of_loops_that_are_there_and_made_of_valid_charts() -> None:
+    assert LAYOUTS.keys() <= LOOPS.keys() | {track.package for track in TRACKS}
     for layout in LAYOUTS.values():
         for charts in layout.values():
             for kind, tags in charts.values():

@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.profiler import record_function
 
 from rlboard.config import printable
 from rlboard.errors import DataError, UsageError
@@ -377,11 +378,12 @@ class Batches:
             flipped = (self._flipped_first ^ bool(epoch % 2)).long()
         order = torch.randperm(self._count, generator=self._generator, device=self._device)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            down, right = self._random_integers(2 * self._padding + 1, 2, len(chosen))
-            inputs = self._normalised(self._windows[flipped[chosen], chosen, down, right])
-            if self._cutout:
-                inputs.masked_fill_(self._holes(len(chosen), *inputs.shape[2:]), 0)
+            with record_function("data"):
+                chosen = order[start : start + self.batch_size]
+                down, right = self._random_integers(2 * self._padding + 1, 2, len(chosen))
+                inputs = self._normalised(self._windows[flipped[chosen], chosen, down, right])
+                if self._cutout:
+                    inputs.masked_fill_(self._holes(len(chosen), *inputs.shape[2:]), 0)
             yield inputs, self._labels[chosen]
 
     def _normalised(self, images: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """What a classifier makes of test images: probabilities, and the numbers, pictures and curves made of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlboard.config import printable
 from rlboard.events import Curve, Image
 from vision._data import Batches, Dataset
 from vision._pictures import confusion_matrix, worst_mistakes
@@ -25,15 +27,26 @@ def shifted_views(inputs: Tensor, flip: bool) -> list[Tensor]:
     return [*views, *(view.flip(3) for view in views)] if flip else views
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def predict(model: nn.Module, batches: Batches, views: Views = one_view) -> Tensor:
     """The probabilities (N, classes) that `model` gives to each class for each image, on the CPU.
 
     Logits are the means over `views` of an image, as in airbench.
     """
-    model.eval()
-    logits = [torch.stack([model(view).float() for view in views(inputs)]).mean(dim=0) for inputs, _ in batches]
-    model.train()
+    with evaluating(model):
+        logits = [torch.stack([model(view).float() for view in views(inputs)]).mean(dim=0) for inputs, _ in batches]
     return torch.cat(logits).softmax(dim=1).cpu()
 
 
@@ -65,3 +78,26 @@ def curves(probabilities: Tensor, labels: Tensor, classes: tuple[str, ...]) -> d
     return {
         f"PR/{name}": ((labels == index).numpy(), probabilities[:, index].numpy()) for index, name in enumerate(classes)
     }
+
+
+def prediction_table(
+    probabilities: Tensor, labels: Tensor, classes: Sequence[str], numbers: Sequence[int] = range(16)
+) -> str:
+    """What was said about the images `numbers` of a test, as a Markdown table; what is wrong is bold.
+
+    Args:
+        probabilities: (N, classes), of all test images.
+        labels: (N,) true classes.
+        classes: their names.
+        numbers: which images; those that are not there are left out.
+    """
+    names = [printable(name).replace("|", "\\|") for name in classes]
+    rows = ["| image | true | predicted | confidence | runner-up |", "|---:|---|---|---:|---|"]
+    for number in (number for number in numbers if number < len(labels)):
+        confidences, found = probabilities[number].topk(min(2, len(names)))
+        true, (predicted, *others) = names[int(labels[number])], [names[index] for index in found.tolist()]
+        first, *rest = (f"{share:.1%}" for share in confidences.tolist())
+        said = predicted if predicted == true else f"**{predicted}**"
+        runner_up = " ".join((*others, *rest))
+        rows.append(f"| {number} | {true} | {said} | {first} | {runner_up} |")
+    return "\n".join(rows)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.profiler import record_function
 
 from rlboard.config import option
 from rlboard.devices import peak_memory, resolve_device
@@ -29,7 +30,7 @@ from rlboard.errors import NumericalError, UsageError
 from rlboard.events import Event
 from rlboard.seeding import seed_everything
 from vision._data import Batches, Dataset, Split, denormalise, load_dataset
-from vision._evaluation import curves, pictures, predict, scores, shifted_views
+from vision._evaluation import curves, pictures, predict, prediction_table, scores, shifted_views
 from vision._models import build_model, whiten
 from vision._optimizers import averaged, make_optimizer, schedule
 from vision._pictures import image_grid
@@ -195,16 +196,20 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = factor * rate
             if step < config.progressive * total:
-                inputs = functional.interpolate(inputs, size=image_size * 3 // 4, mode="bilinear", antialias=True)
-            with autocast():
-                logits = network(inputs)
+                with record_function("resize"):
+                    inputs = functional.interpolate(inputs, size=image_size * 3 // 4, mode="bilinear", antialias=True)
+            with record_function("forward"):
+                with autocast():
+                    logits = network(inputs)
+                loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
             memory = peak_memory(device) if step == 0 else 0.0
-            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if average is not None:
-                average.update_parameters(model)
+            with record_function("backward"):
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+            with record_function("optimizer"):
+                optimizer.step()
+                if average is not None:
+                    average.update_parameters(model)
             step, done = step + 1, done + 1
             loss_sum += loss.detach() * len(labels)
             right += (logits.argmax(dim=1) == labels).sum()
@@ -218,7 +223,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
                 scalars |= {"Memory/forward_GB": memory} if memory else {}
             yield Event(step, total, scalars, state=snapshot)
 
-        with autocast():
+        with autocast(), record_function("test"):
             probabilities = predict(tested, tests)
         seen = len(batches) * batches.batch_size
         scalars = {
@@ -244,6 +249,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             scalars["Accuracy/val_tta"] = scores(views, truth, dataset.classes)["Accuracy/val"]
             message += f", {scalars['Accuracy/val_tta']:.2f} % with test-time augmentation"
         draws = last or epoch % config.picture_every == 0
+        table = partial(prediction_table, probabilities, truth, dataset.classes)
         yield Event(
             step,
             total,
@@ -253,6 +259,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             model,
             images=pictures(probabilities, dataset) if draws else {},
             curves=curves(probabilities, truth, dataset.classes) if draws else {},
+            texts={"Test/sample_predictions": table} if draws else {},
             best="Best/val_accuracy",
             state=snapshot,
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from rlboard.events import Events
 from rlboard.instruments.checkpoints import checkpoints
 from rlboard.instruments.console import console
+from rlboard.instruments.profiler import profiler
 from rlboard.instruments.sound import sonification
 from rlboard.instruments.tabs import (
     activations,
@@ -45,8 +46,9 @@ _MINIMAL: tuple[Instrument, ...] = (
 )
 
 INSTRUMENTS: Mapping[str, tuple[Instrument, ...]] = {
-    "minimal": _MINIMAL,
+    "minimal": (profiler, *_MINIMAL),
     "full": (
+        profiler,
         graph,
         histograms,
         more_histograms,

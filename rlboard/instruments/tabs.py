@@ -14,7 +14,7 @@ from rlboard.config import Value
 from rlboard.events import Event, Events
 from rlboard.graph import module_tree, undisturbed
 from rlboard.instruments.drawing import drawn
-from rlboard.layout import LAYOUTS
+from rlboard.layout import layout_of
 from rlboard.registry import Loop
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def hyperparameters(events: Events, run: Run) -> Events:
 
 
 def custom_scalars(events: Events, run: Run) -> Events:
-    """Custom Scalars: the dashboard of the loop's track."""
-    layout = LAYOUTS.get(run.loop.track.package)
+    """Custom Scalars: the dashboard of the loop."""
+    layout = layout_of(run.loop)
     if layout:
         run.writer.add_custom_scalars(layout)
     yield from events
