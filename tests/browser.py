@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import FrameLocator, Page
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -36,7 +36,7 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
-TABS = {
+TABS: dict[str, tuple[str, str]] = {
     "Time Series": ("timeseries", "image-card img"),
     "Scalars": ("scalars", "tf-scalar-card"),
     "Custom Scalars": ("custom_scalars", "tf-custom-scalar-multi-line-chart-card"),
@@ -48,9 +48,11 @@ TABS = {
     "Histograms": ("histograms", "vz-histogram-timeseries svg path"),
     "PR Curves": ("pr_curves", "tf-pr-curve-card"),
     "Mesh": ("mesh", "tf-mesh-loader canvas"),
+    "Projector": ("projector", "iframe iframe vz-projector >> text=/Points: [1-9]/"),
     "HParams": ("hparams", "tf-hparams-session-group-values"),
+    "Profile": ("rlboard_profile", "iframe .step .number"),
 }
-"""Of each tab of TensorBoard: its name in the address, and what is there when it has something to show."""
+"""Of each tab: its name in the address, and what is there when it has something to show, in frames one in another."""
 
 
 @contextlib.contextmanager
@@ -150,18 +152,17 @@ def chromium() -> Iterator[Page]:
 
 def open_tab(page: Page, url: str, name: str, **query: str) -> None:
     """Loads a tab of the TensorBoard at `url` anew, and waits until it shows something."""
-    if name == "Projector":
-        page.goto(f"{url}/?{urlencode({'tab': 'projector', **query})}#projector")
-        projector = page.frame_locator("iframe").frame_locator("iframe").locator("vz-projector")
-        projector.get_by_text(re.compile(r"Points: [1-9]")).wait_for()
-        return
     tab, selector = TABS[name]
     page.goto(f"{url}/?{urlencode({'tab': tab, **query})}#{tab}")  # another query is another page, loaded anew
-    page.locator(selector).first.wait_for(state="attached")
+    *frames, selector = selector.split("iframe ")
+    place: Page | FrameLocator = page
+    for _ in frames:
+        place = place.frame_locator("iframe")
+    found = place.locator(selector).first
+    found.wait_for(state="attached")
     if name == "Images":
-        image = page.locator(selector).first
-        image.wait_for(state="visible")
-        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+        found.wait_for(state="visible")
+        assert found.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
 
 def get(url: str, path: str, body: Any = None, **query: Any) -> Any:

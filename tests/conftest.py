@@ -58,6 +58,15 @@ def smoke_log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def vision_log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log root with one finished `rlboard vision train` run named `small` in it, which has learned little."""
+    root = tmp_path_factory.mktemp("vision") / "logs"
+    arguments = ["--smoke", "--images=96", "--threads=1", "--run-name=small", "--log-dir", str(root)]
+    assert main(["vision", "train", *arguments]) == 0
+    return root
+
+
 @cache
 def command_line() -> Any:
     """rlboard's, made once in a process: that takes longer than many of its commands."""

@@ -150,10 +150,12 @@ def test_one_file_adds_an_agent(
 
 
 @pytest.mark.parametrize("loop", [loop for track in TRACKS for loop in track.loops()], ids=lambda loop: loop.name)
-def test_every_loop_runs_its_smoke(loop: Loop, smoke_log_dir: Path, tmp_path: Path) -> None:
-    """With the path of a finished run for every argument."""
+def test_every_loop_runs_its_smoke(loop: Loop, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """With the path of a finished run of its track for every argument."""
+    finished = {"agents": ("smoke_log_dir", "REINFORCE/smoke"), "vision": ("vision_log_dir", "vision/train/small")}
+    fixture, run = finished[loop.track.package]
     command = [*filter(None, (loop.track.group, loop.command)), "--smoke"]
-    command += [str(smoke_log_dir / "REINFORCE/smoke") for option in loop.options if option.argument]
+    command += [str(request.getfixturevalue(fixture) / run) for option in loop.options if option.argument]
     assert main([*command, "--log-dir", str(tmp_path), "--run-name", "smoke"]) == 0
     directory = tmp_path / loop.track.directory(loop.name) / "smoke"
     facts = json.loads((directory / "run.json").read_text())

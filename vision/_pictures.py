@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -78,7 +79,7 @@ def feature_maps(image: Tensor, maps: Tensor, count: int = 16, side: int = 64) -
         side: of each of their pictures, in pixels.
     """
     tiles = functional.interpolate(normalised(maps[:count].cpu().float())[:, None], (side, side))
-    grid = make_grid(torch.from_numpy(_colored(tiles[:, 0], "viridis")), nrow=4, padding=2, pad_value=255)
+    grid: Tensor = make_grid(torch.from_numpy(_colored(tiles[:, 0], "viridis")), nrow=4, padding=2, pad_value=255)
     height = grid.shape[1]
     shown = functional.interpolate(image.cpu().expand(3, -1, -1)[None], (height, height))[0]
     gap = torch.full((3, height, side // 4), 255, dtype=torch.uint8)
@@ -94,7 +95,8 @@ def normalised(maps: Tensor) -> Tensor:
 def _colored(values: Tensor, name: str) -> NDArray[np.uint8]:
     """Values (N, H, W) in [0, 1] in the colours of a map of matplotlib, (N, 3, H, W)."""
     colors = mpl.colormaps[name](values.numpy())[..., :3]
-    return (255 * colors).round().astype(np.uint8).transpose(0, 3, 1, 2)
+    pixels: NDArray[np.uint8] = (255 * colors).round().astype(np.uint8)
+    return pixels.transpose(0, 3, 1, 2)
 
 
 def heat_maps(
@@ -148,8 +150,8 @@ def _rows(pictures: Tensor, captions: Sequence[str], titles: Sequence[str], righ
     columns, gap = min(2, count), 4
     rows = -(-count // columns)
     width = kinds * (side + gap) - gap
-    figure = Figure((columns * (width + 24) / 100, rows * (side + 44) / 100), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
+    spacing = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
+    figure = Figure((columns * (width + 24) / 100, rows * (side + 44) / 100), layout=spacing)
     places = figure.subplots(rows, columns, squeeze=False).flat
     for axes in places:
         axes.set_axis_off()
@@ -198,7 +200,7 @@ def scatter(
     names: Sequence[str] = (),
     lines: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.uint8]:
-    """Points in the plane, coloured by class, with a legend.
+    """Points in the plane, coloured by class, with a legend where there are not too many of them.
 
     Args:
         points: (N, 2).
@@ -218,15 +220,17 @@ def scatter(
     for label, name in enumerate(classes):
         color = palette(label if few else label / (len(classes) - 1))
         chosen = labels == label
-        axes.scatter(*points[chosen].numpy().T, s=size, color=color, label=name, alpha=0.75, linewidths=0)
+        x, y = points[chosen].numpy().T
+        axes.scatter(x, y, size, color=color, label=name, alpha=0.75, linewidths=0)
         for index in chosen.nonzero().flatten().tolist() if names else ():
-            place = points[index].tolist()
-            axes.annotate(names[index], place, (3, 3), textcoords="offset points", fontsize=7, color=color)
+            left, height = points[index].tolist()
+            axes.annotate(names[index], (left, height), (3, 3), textcoords="offset points", fontsize=7, color=color)
     axes.set_title(title)
     axes.set_xticks([])
     axes.set_yticks([])
-    columns = -(-len(classes) // 30)
-    figure.legend(loc="outside right upper", ncols=columns, fontsize=8, markerscale=max(1.0, (36 / size) ** 0.5))
+    if len(classes) <= 3 * MANY_CLASSES:  # more would leave no place for the points
+        columns = -(-len(classes) // 30)
+        figure.legend(loc="outside right upper", ncols=columns, fontsize=8, markerscale=max(1.0, (36 / size) ** 0.5))
     return _drawn(figure)
 
 
