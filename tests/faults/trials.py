@@ -82,6 +82,31 @@ LOOPS = {
         "vision/train",
         interval=2,
     ),
+    "gan": Trial(
+        [
+            *("vision", "gan", "--data=shapes", "--images=160", "--width=4", "--batch-size=32", "--steps=16"),
+            *("--judge-images=64", "--quality-images=32", "--judge-every=4"),
+            *("--threads=1", "--log-every=2", "--log=full"),
+        ],
+        "vision/gan",
+        interval=2,
+    ),
+    "embed": Trial(
+        [
+            *("vision", "embed", "--data=shapes", "--images=128", "--width=8", "--batch-size=32", "--epochs=4"),
+            *("--limit=40", "--threads=1", "--log-every=2", "--picture-every=2", "--log=full"),
+        ],
+        "vision/embed",
+        interval=2,
+    ),
+    "words": Trial(
+        [
+            *("vision", "words", "--sentences=1000", "--steps=24", "--batch-size=256", "--log-every=2"),
+            *("--test-every=4", "--picture-every=8", "--log=full"),
+        ],
+        "vision/words",
+        interval=2,
+    ),
 }
 """The loops that the suite kills, fills the disks of and resumes: a new one is a line here."""
 
@@ -102,6 +127,30 @@ SMALL = {
             *("--threads=1", "--log-every=1", "--log=minimal", "--no-tta"),
         ],
         "vision/train",
+        1,
+    ),
+    "gan": Trial(
+        [
+            *("vision", "gan", "--data=shapes", "--images=64", "--width=2", "--batch-size=16", "--steps=2"),
+            *("--judge-images=32", "--quality-images=8", "--threads=1", "--log-every=1", "--log=minimal"),
+        ],
+        "vision/gan",
+        1,
+    ),
+    "embed": Trial(
+        [
+            *("vision", "embed", "--data=shapes", "--images=64", "--width=8", "--batch-size=32", "--epochs=1"),
+            *("--threads=1", "--log-every=1", "--log=minimal"),
+        ],
+        "vision/embed",
+        1,
+    ),
+    "words": Trial(
+        [
+            *("vision", "words", "--sentences=1000", "--steps=2", "--batch-size=64"),
+            *("--log-every=1", "--test-every=1", "--log=minimal"),
+        ],
+        "vision/words",
         1,
     ),
 }
