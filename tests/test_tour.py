@@ -19,7 +19,14 @@ from tests.browser import TABS, chromium, get, open_tab, tensorboard
 
 SHORT = (
     replace(tour.STATIONS[0], options={"episodes": 40, "eval_every": 40, "eval_episodes": 1, "engine": "gym"}),
-    replace(tour.STATIONS[1], loop="agents/evaluate", fills=("Text",), options={"episodes": 1}, plumbing={}, about=0),
+    replace(
+        tour.STATIONS[1],
+        loop="agents/evaluate",
+        fills=("Text",),
+        options={"episodes": 1},
+        plumbing={},
+        about=(0, "run"),
+    ),
 )
 
 

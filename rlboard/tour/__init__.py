@@ -34,14 +34,14 @@ class Station:
         fills: the tabs that it is shown for.
         options: those of the loop that differ from `preset`'s.
         plumbing: those of the run that differ from the defaults.
-        about: the station whose run is this one's RUN.
+        about: the station whose run this one looks at, and the option that is told so.
     """
 
     loop: str
     fills: tuple[str, ...]
     options: Mapping[str, Value] = field(default_factory=dict)
     plumbing: Mapping[str, Value] = field(default_factory=dict)
-    about: int | None = None
+    about: tuple[int, str] | None = None
 
 
 STATIONS = (
@@ -54,20 +54,30 @@ STATIONS = (
     Station(
         "vision/train",
         (*EVERYWHERE, *LEARNS, "Images", "PR Curves", "Profile"),
-        {"data": "shapes", "images": 4_000, "epochs": 3, "picture_every": 1, "log_every": 10},
+        {"data": "shapes", "images": 2_000, "epochs": 2, "picture_every": 1, "log_every": 2},
         {"profile": True},
     ),
     Station(
         "vision/train",
         ("Graphs", "HParams"),
-        {"data": "shapes", "model": "vit", "width": 64, "images": 1_000, "epochs": 1, "optimizer": "adamw",
-         "learning_rate": 1e-3, "progressive": 0.0, "tta": False, "log_every": 5},
+        {"data": "shapes", "model": "vit", "width": 64, "images": 1_000, "epochs": 2, "batch_size": 32,
+         "optimizer": "adamw", "learning_rate": 1e-3, "progressive": 0.0, "tta": False, "log_every": 5},
         {"run_name": "tour-vit"},
     ),
-    Station("vision/gan", ("Images", *LEARNS), {"data": "shapes"}),
-    Station("vision/embed", ("Projector",), {"limit": 1_000}, about=1),
-    Station("vision/words", ("Projector",), {}),
-    Station("vision/explain", ("Images", "Mesh", "Histograms"), {"surface": 11}, about=1),
+    Station(
+        "vision/gan",
+        ("Images", *LEARNS),
+        {"data": "shapes", "width": 8, "steps": 500, "learning_rate": 2e-3, "quality_images": 500, "judge_every": 50},
+        about=(1, "judge"),
+    ),
+    Station("vision/embed", ("Projector", "Images"), {"limit": 1_000, "bank": 2_000}, about=(1, "run")),
+    Station("vision/words", ("Projector",), {"steps": 1_000}),
+    Station(
+        "vision/explain",
+        ("Images", "Mesh", "Histograms"),
+        {"surface": 13, "surface_images": 128},
+        about=(1, "run"),
+    ),
 )  # fmt: skip
 
 
@@ -91,8 +101,9 @@ def take(log_dir: str, wav: Path | None = None, stations: Sequence[Station] = ST
     for number, station in enumerate(stations, start=1):
         loop = find_loop(station.loop)
         chosen = dict(station.options)
-        if station.about is not None:
-            chosen["run"] = str(runs[station.about].directory)
+        if station.about:
+            which, name = station.about
+            chosen[name] = str(runs[which].directory)
         plumbing = {"log_dir": log_dir, "run_name": "tour", **station.plumbing}
         command = ["rlboard", *filter(None, (loop.track.group, loop.command))]
         command += [spec.spelled(chosen[spec.name]) for spec in loop.options if spec.name in chosen]
