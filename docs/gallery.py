@@ -1,4 +1,4 @@
-"""Takes the README's pictures: every tab of a real TensorBoard on the runs of a tour, photographed by headless Chromium.
+"""Takes the README's pictures: every tab of a real TensorBoard on the runs of a tour, by headless Chromium.
 
 rlboard tour && python docs/gallery.py logs docs/gallery
 """
@@ -22,32 +22,42 @@ if TYPE_CHECKING:
 SIZE = {"width": 1440, "height": 900}
 OVERVIEW = ("Custom Scalars", "Images", "Graphs", "Projector", "Profile", "Mesh")
 """What the first screen of the README shows."""
-RUNS = {
-    "Scalars": "REINFORCE|vision/train/tour$",
-    "Images": "explain|gan",
-    "Graphs": "vision/train/tour-vit",
-    "Histograms": "vision/train/tour$",
-    "Distributions": "vision/train/tour$",
+VIEWS = {
+    "Scalars": "tagFilter=reward%7CLoss%2F%7Crollout",
+    "Images": "tagFilter=GradCAM%7CGenerated%7CInput%7CTest",
+    "Text": "tagFilter=Tour%7Cpredictions",
+    "Distributions": "tagFilter=group",
+    "Histograms": "tagFilter=group",
 }
-"""Which runs a tab is photographed with, where not with all of them: a regular expression."""
+"""What of a tab is photographed, where not what comes first: as TensorBoard has it in its address."""
 
 
-def arrange(page: Page, tab: str) -> None:
+def arrange(page: Page, address: str, tab: str) -> None:
     """Opens what is worth seeing."""
+    name, filled = TABS[tab]
+    if tab in VIEWS:
+        page.goto("about:blank")  # a new hash alone would not load the page anew
+        page.goto(f"{address}/?darkMode=false#{name}&{VIEWS[tab]}")
+        page.locator(filled).first.wait_for(state="attached")
+    if tab == "Time Series":
+        page.get_by_role("button", name="Settings").first.click()  # closes the pane
     if tab == "Graphs":
-        page.locator("g.node").first.dblclick()
+        page.locator("g.node").filter(has_text="Vision").first.dblclick()
+    if tab == "Mesh":
+        page.locator(filled).first.evaluate("canvas => canvas.scrollIntoView({block: 'center'})")
 
 
 def main(logdir: Path, target: Path) -> None:
     """Writes a picture of each tab into `target`, and `overview.png` of six of them."""
     target.mkdir(parents=True, exist_ok=True)
     shots: dict[str, Image.Image] = {}
-    with tensorboard(logdir) as address, chromium() as page:
+    transformer = logdir / "vision/train/tour-vit"
+    with tensorboard(logdir) as everything, tensorboard(transformer) as single, chromium() as page:
         page.set_viewport_size(SIZE)  # type: ignore[arg-type]
         for tab in TABS:
-            query = {"runFilter": RUNS[tab]} if tab in RUNS else {}
-            open_tab(page, address, tab, darkMode="false", **query)
-            arrange(page, tab)
+            address = single if tab == "Graphs" else everything
+            open_tab(page, address, tab, darkMode="false", tagFilter="reward|Loss/")
+            arrange(page, address, tab)
             page.wait_for_timeout(6_000)  # charts draw themselves in their own time
             shots[tab] = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
             smaller = shots[tab].resize((SIZE["width"] * 2 // 3, SIZE["height"] * 2 // 3), Image.Resampling.LANCZOS)
