@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rlboard import __version__
-from rlboard.commands import add_commands
+from rlboard import __version__, distributed
+from rlboard.commands import PANEL, add_commands, sweep_of
 from rlboard.config import Option, options_of
 from rlboard.errors import RlboardError, UsageError, plain_warnings
 from rlboard.registry import TRACKS, Loop, SourceError, Track, read_loop
@@ -63,6 +63,9 @@ def build_app(tracks: Iterable[Track] = TRACKS) -> typer.Typer:
                 typer.echo(f"rlboard: skipped {error}", err=True)
             else:
                 target.command(loop.command, help=loop.doc, short_help=loop.doc.partition("\n\n")[0])(_command(loop))
+                if track.group and loop.name == "train":
+                    short = f"Search the options of `{track.group} {loop.command}`: see `rlboard sweep --help`."
+                    target.command("sweep", help=short, rich_help_panel=PANEL)(sweep_of(f"{track.group}/{loop.name}"))
     return app
 
 
@@ -119,9 +122,34 @@ def _run(loop: Loop, given: dict[Option, str | bool | None]) -> int:
     check_log_dir(plumbing.log_dir)
     command = ["rlboard", *filter(None, (loop.track.group, loop.command))]
     command += [option.spelled(value) for option, value in given.items() if value is not None]
-    if plumbing.resume:
-        return _resume(loop, chosen, plumbing, command)
+    _check_processes(loop, plumbing)
+    with distributed.connected():
+        return _resume(loop, chosen, plumbing, command) if plumbing.resume else _begin(loop, chosen, plumbing, command)
+
+
+def _check_processes(loop: Loop, plumbing: RunOptions) -> None:
+    """Raises UsageError where torchrun has started several processes of what one process does."""
+    size = distributed.world().size
+    if size > 1 and plumbing.seeds > 1:
+        raise UsageError(f"--seeds and {size} processes of torchrun do not go together: start it without torchrun")
+    if size > 1 and not getattr(loop.load(), "DISTRIBUTED", False):
+        seeds = "; --seeds N trains N runs side by side" if any(each.name == "seed" for each in loop.options) else ""
+        raise UsageError(f"rlboard {loop.command} trains in one process: start it without torchrun{seeds}")
+
+
+def _begin(loop: Loop, chosen: dict[str, Any], plumbing: RunOptions, command: list[str]) -> int:
+    """Begins a run, or, where torchrun has restarted its processes, goes on with the one they had begun."""
     values = loop.defaults(plumbing.preset, smoke=plumbing.smoke) | chosen
+    here = distributed.world()
+    if here.job and plumbing.seeds == 1:
+        from rlboard.resume import of_job
+
+        begun = distributed.share(lambda: of_job(loop, values, Path(plumbing.log_dir), here.job))
+        if begun and begun.facts["status"] != "completed":
+            again = replace(plumbing, resume=str(begun.directory), preset="", smoke=False, run_name="")
+            return _resume(loop, {}, again, command)
+        if begun and here.restarts:  # a process failed when all was done
+            return 0
     if plumbing.seeds > 1:
         from rlboard.seeds import execute_seeds
 
@@ -141,7 +169,9 @@ def _resume(loop: Loop, chosen: dict[str, Any], plumbing: RunOptions, command: l
     from rlboard.instruments import INSTRUMENTS
     from rlboard.resume import prepare
 
-    resumption = prepare(loop, plumbing.resume, Path(plumbing.log_dir), chosen, fork=plumbing.fork)
+    resumption = distributed.share(
+        lambda: prepare(loop, plumbing.resume, Path(plumbing.log_dir), chosen, fork=plumbing.fork)
+    )
     for notice in resumption.notices:
         typer.echo(f"rlboard: {notice}: an earlier checkpoint is taken", err=True)
     if seeds := resumption.facts.get("seeds"):
@@ -167,12 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's profiler warns of its own bookkeeping
     words = _with_last(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = build_app()(args=words, prog_name="rlboard", standalone_mode=False)
-        return int(code or 0)
-    except RlboardError as error:
-        return _complain(str(error), error.exit_code)
-    except typer.TyperException as error:
-        return _complain(error.format_message(), error.exit_code)
+        with distributed.one_voice():
+            return _obey(words)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:  # the reader of our output has gone: say nothing more, not even at exit
@@ -181,6 +207,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if arguments is None:  # the process ends: one more Ctrl-C ends it at once, without a traceback of its clean-up
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _obey(words: Sequence[str]) -> int:
+    try:
+        return int(build_app()(args=words, prog_name="rlboard", standalone_mode=False) or 0)
+    except RlboardError as error:
+        distributed.give_up(error)
+        return _complain(str(error), error.exit_code)
+    except typer.TyperException as error:
+        distributed.give_up(error)
+        return _complain(error.format_message(), error.exit_code)
 
 
 def _complain(message: str, code: int) -> int:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from rlboard.config import printable
+from rlboard.distributed import world
 from rlboard.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,11 +24,22 @@ def check_device(name: str) -> None:
 def resolve_device(name: str) -> torch.device:
     """The device called `name`; `auto` is the first of CUDA, MPS and the CPU that is there.
 
+    Where torchrun has started several processes, each has a GPU of its own.
+
     Raises:
-        UsageError: there is no such device on this machine.
+        UsageError: there is no such device on this machine, or too few for its processes.
     """
     import torch
 
+    here = world()
+    if here.size > 1:
+        name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if name not in ("cpu", "cuda"):
+            raise UsageError(f"--device {name}: {here.size} processes cannot share it: give cuda or cpu")
+        if name == "cuda" and here.local_size > torch.cuda.device_count():
+            seen = f"torch sees {torch.cuda.device_count()} CUDA devices for {here.local_size} processes"
+            raise UsageError(f"--device cuda: {seen}: start one for each device, or give --device cpu")
+        return torch.device(name, here.local_rank) if name == "cuda" else torch.device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)

@@ -20,7 +20,7 @@ from rlboard.config import Value, printable
 from rlboard.errors import DataError, StorageError, UsageError
 from rlboard.eventfile import event_files, is_boundary, truncate
 from rlboard.registry import Loop
-from rlboard.runs.find import LOCK, find_runs, select
+from rlboard.runs.find import LOCK, LoggedRun, find_runs, select
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -54,6 +54,10 @@ class Resumption:
     fork: bool
     notices: list[str] = field(default_factory=list)
     lock: BaseFileLock | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process may have all of it but the lock."""
+        return {**self.__dict__, "lock": None}
 
     @property
     def step(self) -> int:
@@ -121,6 +125,16 @@ def prepare(loop: Loop, name: str, root: Path, given: Mapping[str, Value], *, fo
             lock.release()
         raise
     return Resumption(directory, facts, config | dict(given), changed, state, path, fork, notices, lock)
+
+
+def of_job(loop: Loop, config: Mapping[str, Value], root: Path, job: str) -> LoggedRun | None:
+    """The newest run of `loop` with this `config` that torchrun's `job` has begun; None where there is none."""
+    if not job or not root.is_dir():
+        return None
+    name = f"{loop.track.package}/{loop.name}"
+    runs = [run for run in find_runs(root) if run.loop == name and run.facts.get("job") == job]
+    mine = [run for run in runs if run.facts.get("config") == config]
+    return max(mine, key=lambda run: str(run.facts.get("started", "")), default=None)
 
 
 def _where(directory: Path) -> str:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import rlboard
+from rlboard import distributed
 from rlboard.config import Value, option, printable
 from rlboard.errors import DataError, OutOfMemoryError, StorageError, UsageError
 from rlboard.files import replacing
@@ -51,11 +52,11 @@ KEPT = ("best", "work", "drawn", "melody")
 LONGEST_NAME = 100  # characters; file systems take 255 bytes, and a letter can be 4
 
 
-def check_run_name(name: str) -> None:
+def check_run_name(name: str, flag: str = "--run-name") -> None:
     """Raises UsageError where `name` is not one plain directory name of letters, digits, `-`, `_`, `.`, `=`, `+`."""
     if name and (not re.fullmatch(r"[\w.=+-]+", name) or name.startswith(".") or len(name) > LONGEST_NAME):
         raise UsageError(
-            f"--run-name {printable(name)} is not a plain name: use up to {LONGEST_NAME} letters, digits, "
+            f"{flag} {printable(name)} is not a plain name: use up to {LONGEST_NAME} letters, digits, "
             "'-', '_', '.', '=' or '+', without a leading '.'"
         )
 
@@ -128,7 +129,7 @@ class Run:
         options: the plumbing's own options.
         directory: where everything it writes lies.
         writer: the one writer of its event file.
-        status: `running`, then `completed`, `interrupted` or `failed`.
+        status: `running`, then `completed`, `interrupted`, `failed`, or `pruned` by a sweep.
         best: headline tag to its largest value so far and the step of it.
         weights_sha256: hash of the model's final weights; equal for equal runs.
         stop: whether the run is asked to stop.
@@ -222,14 +223,25 @@ def execute(
         instruments: what is done with the events, from the loop outwards.
         resumption: what is gone on with, if not a new run.
 
+    Of several processes the first alone opens a run; the others take its events in step with it.
+
     Raises:
         RlboardError: see `rlboard.errors`; what was logged until then is on the disk.
     """
-    config = loop.load().Config(**values)
+    config, here = loop.load().Config(**values), distributed.world()
     with memory_errors():
         events = begin(loop, config, resumption)
-        stop = Stop()
-        with open_run(loop, config, options, command, stop=stop, resumption=resumption) as run, signals(stop):
+        stop = asked = Stop()
+        if here.size > 1:
+            asked = Stop()
+            events = distributed.in_step(events, asked, stop)
+        if not here.leads:
+            with signals(asked):
+                for _ in events:
+                    if stop.number:
+                        break
+            return stop.exit_code
+        with open_run(loop, config, options, command, stop=stop, resumption=resumption) as run, signals(asked):
             pull(events, run, instruments)
     return stop.exit_code
 
@@ -245,6 +257,7 @@ def begin(loop: Loop, config: Any, resumption: Resumption | None = None) -> Even
     from rlboard.seeding import restore_random_states
 
     train = loop.load().train
+    distributed.check_connected(loop.command)
     if resumption and "state" not in inspect.signature(train).parameters:
         raise UsageError(f"--resume: {loop.command} cannot be resumed: run it anew")
     state = resumption.state if resumption else None
@@ -254,7 +267,7 @@ def begin(loop: Loop, config: Any, resumption: Resumption | None = None) -> Even
         if state:
             restore_random_states(state["random"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if not state or isinstance(error, torch.OutOfMemoryError):
+        if not state or isinstance(error, torch.OutOfMemoryError) or distributed.is_silence(error):
             raise
         reason = f"{type(error).__name__}: {printable(error, 200)}"
         raise DataError(f"--resume: the checkpoint is not of this version of {loop.command}: {reason}") from None
@@ -328,13 +341,14 @@ def open_run(
     command: list[str],
     *,
     stop: Stop,
-    seeds: str = "",
+    ending: str = "",
     group: str = "",
     resumption: Resumption | None = None,
 ) -> Iterator[Run]:
     """Makes and locks the run directory and opens its writer; closes all of it, whatever happens in between.
 
-    `seeds` ends the name of a directory of several runs, and `group` is the directory in which this is one of them.
+    `ending`, the seed where it is empty, ends the directory's name, and is all of it in a `group`: the directory of
+    several runs of which this is one.
     With a `resumption` it goes on in the directory of that, unless it is a fork.
 
     Raises:
@@ -342,8 +356,8 @@ def open_run(
     """
     from rlboard.writer import open_writer
 
-    parent = Path(group) if group else Path(options.log_dir) / loop.track.directory(loop.name)
-    ending = seeds or (f"seed{config.seed}" if hasattr(config, "seed") else "")
+    parent = Path(group) if group else directory_of(loop, options.log_dir)
+    ending = ending or (f"seed{config.seed}" if hasattr(config, "seed") else "")
     name = ending if group else options.run_name or "-".join(filter(None, (time.strftime("%Y%m%d-%H%M%S"), ending)))
     try:
         if resumption and resumption.lock:
@@ -354,6 +368,7 @@ def open_run(
         resumed = bool(resumption and resumption.state and not resumption.fork)
         writer = open_writer(directory, resumed=resumed)
         run = Run(loop, config, options, directory, writer, command, stop=stop, resumed=resumed)
+        run.findings |= distributed.facts()
         if resumption:
             run.go_on(resumption)
         run.record()
@@ -372,6 +387,11 @@ def open_run(
         lock.release()
     if (lost := writer.events.dropped) and not stop.number:
         raise StorageError(f"training is done, but {lost} records could not be written to {directory}")
+
+
+def directory_of(loop: Loop, log_dir: str) -> Path:
+    """Where all runs of `loop` lie."""
+    return Path(log_dir) / loop.track.directory(loop.name)
 
 
 def _claim(parent: Path, name: str) -> tuple[Path, BaseFileLock]:

@@ -100,7 +100,7 @@ def execute_seeds(
         config, stop = study.config(0), Stop()
         first = begin(loop, config)
         name = f"seeds{study.seeds[0]}-{study.seeds[-1]}"
-        opened = open_run(loop, config, options, command, stop=stop, seeds=name, resumption=resumption)
+        opened = open_run(loop, config, options, command, stop=stop, ending=name, resumption=resumption)
         with opened as group, signals(stop):
             group.findings["seeds"] = list(study.seeds)
             pull(train_seeds(study, group, first), group, (hyperparameters, text, scalars, console))

@@ -85,7 +85,7 @@ def imports_of(tree: ast.AST) -> set[str]:
     return found
 
 
-LOOP_VOCABULARY = {"checkpoint", "config", "devices", "errors", "events", "seeding"}
+LOOP_VOCABULARY = {"checkpoint", "config", "devices", "distributed", "errors", "events", "seeding"}
 ABOUT_OTHER_LOOPS = {"agents/evaluate.py": {"registry", "statistics"}}  # says whose runs it can read, and how surely
 
 

@@ -30,6 +30,7 @@ from torch.nn.functional import pad
 from torch.profiler import record_function
 
 from rlboard.config import printable
+from rlboard.distributed import World, agree
 from rlboard.errors import DataError, UsageError
 from vision._download import PATIENCE, fetch, md5_of
 
@@ -101,13 +102,15 @@ def load_dataset(data: str, directory: str = "", device: torch.device | None = N
         directory: where downloads and decoded images are kept, instead of `cache_directory()`.
 
     Raises:
-        UsageError: there is nothing of that name.
+        UsageError: there is nothing of that name, or something else on another machine of this training.
         DataError: the data cannot be had, or cannot be used; nothing of it is kept.
         StorageError: a download cannot be written.
     """
     check_data(data)
     cache = Path(directory) if directory else cache_directory()
     dataset = _load(data, cache)
+    known = dataset.name, len(dataset.train.labels), len(dataset.test.labels), dataset.mean.tolist()
+    agree(known, f"--data {printable(data)} is not the same on all machines: here it is {dataset.name}")
     device = device or torch.device("cpu")
     return replace(
         dataset,
@@ -306,10 +309,11 @@ class Batches:
 
     With `augment`: all images in random order, cropped, flipped and cut out; the last batch is dropped where it is
     short. Without: all images in order, as they are. Inputs are (B, C, H, W), normalised by `mean` and `std`, labels
-    (B,), on the device of the split. An equal generator gives equal batches.
+    (B,), on the device of the split. An equal generator gives equal batches. Where several processes train, each draws
+    whole batches and takes its part of them, so that together they see what one would see.
 
     Attributes:
-        batch_size: images in a whole batch, as many as there are at most.
+        batch_size: images in a whole batch, of all processes together, as many as there are at most.
         epoch: epochs begun. To resume exactly, make the object with a generator in its first state again (it decides
             who is flipped first), then set this and the generator's state.
     """
@@ -328,6 +332,7 @@ class Batches:
         flip: bool = True,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        world: World | None = None,
     ) -> None:
         """
         Args:
@@ -336,6 +341,10 @@ class Batches:
             padding: pixels by which a crop may be shifted, an eighth of the side without it (4 of 32).
             flip: whether images may be mirrored; not for digits.
             channels_last: the memory format of the inputs.
+            world: with `augment`, the processes that share every batch; without it there is this one.
+
+        Raises:
+            UsageError: a batch cannot be shared equally.
         """
         images, self._labels = split
         self._device = images.device
@@ -343,6 +352,13 @@ class Batches:
         self._scale = (1 / (255 * std)).to(self._device, torch.float32).repeat(images.shape[3])  # of a row of pixels
         self._shift = (-mean / std).to(self._device, torch.float32).repeat(images.shape[3])
         self.batch_size = min(batch_size, self._count)
+        world = world or World()
+        if self.batch_size % world.size:
+            least = -(-self.batch_size // world.size) * world.size
+            hint = f"--batch-size {least}" if least <= self._count else "fewer processes, or another --batch-size"
+            problem = f"{self.batch_size} images in a step cannot be shared equally by {world.size} processes"
+            raise UsageError(f"{problem}: give {hint}")
+        self._part = world.part(self.batch_size)
         self._augment, self._generator, self._cutout = augment, generator, cutout
         self._dtype, self._channels_last = dtype, channels_last
         self._padding = (self._side // 8 if padding is None else padding) if augment else 0
@@ -380,10 +396,11 @@ class Batches:
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             with record_function("data"):
                 chosen = order[start : start + self.batch_size]
-                down, right = self._random_integers(2 * self._padding + 1, 2, len(chosen))
+                down, right = self._random_integers(2 * self._padding + 1, 2, len(chosen))[:, self._part]
+                chosen = chosen[self._part]
                 inputs = self._normalised(self._windows[flipped[chosen], chosen, down, right])
                 if self._cutout:
-                    inputs.masked_fill_(self._holes(len(chosen), *inputs.shape[2:]), 0)
+                    inputs.masked_fill_(self._holes(self.batch_size, *inputs.shape[2:])[self._part], 0)
             yield inputs, self._labels[chosen]
 
     def _normalised(self, images: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ which older GANs do not train, are then not needed.
 
 The samples are of the generator's weights averaged over training. `Quality/feature_distance` is the squared Fréchet
 distance between generated and real images in the features of one of our own classifiers, the judge: it is comparable
-between runs with an equal judge, and is no FID, which `--fid` computes at the end.
+between runs with an equal judge, and is no FID, which `--fid` computes at the end. Under torchrun each process takes
+its part of every batch; the changes of `--augment` are then drawn for a part, and are the same for each.
 
 Sources: N. Huang et al., "The GAN is dead; long live the GAN! A Modern Baseline GAN", 2024, arXiv:2501.05441 (R3GAN);
 A. Jolicoeur-Martineau, "The relativistic discriminator", 2018, arXiv:1807.00734; R. Sun et al., "Towards a Better
@@ -35,6 +36,7 @@ from torch.profiler import record_function
 
 from rlboard.config import option
 from rlboard.devices import peak_memory, resolve_device
+from rlboard.distributed import average_gradients, equalise, sum_over, world
 from rlboard.errors import UsageError
 from rlboard.events import Event
 from rlboard.seeding import seed_everything
@@ -95,6 +97,8 @@ LITTLE = 20
 """How often an image may be seen before the discriminator knows it by heart, and --augment auto changes it."""
 BETAS = (0.0, 0.99)
 """Adam's: R3GAN begins without momentum."""
+DISTRIBUTED = True
+"""Several processes can train it together."""
 
 
 def about(dataset: Dataset, judge: Judge, augment: str) -> str:
@@ -134,7 +138,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     if config.threads:
         torch.set_num_threads(config.threads)
     seed_everything(config.seed, config.deterministic)
-    device = resolve_device(config.device)
+    device, here = resolve_device(config.device), world()
     dataset = load_dataset(config.data, config.data_dir, device)
     if config.images:
         dataset = replace(dataset, train=first(dataset.train, config.images), test=first(dataset.test, config.images))
@@ -144,6 +148,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     classes = len(dataset.classes) if config.conditional else 0
 
     gan = GAN(channels, image_size, config.width, classes).to(device).to(memory_format=torch.channels_last)
+    equalise(gan)
     average = averaged(gan.generator, config.ema)
     generate = torch.compile(gan.generator) if config.compile else gan.generator
     optimizers = {
@@ -161,7 +166,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     flip = config.flip and dataset.name != "MNIST"
     batches = Batches(
         dataset.train, half, half, config.batch_size, augment=True, flip=flip, padding=0, generator=order,
-        channels_last=True,
+        channels_last=True, world=here,
     )  # fmt: skip
     often = config.steps * config.batch_size > LITTLE * count
     policy = config.augment if config.augment != "auto" else "color,translation,cutout" if often else "none"
@@ -216,7 +221,8 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     for reals, classified in islice(endless(batches, step % len(batches)), config.steps - step):
         labels = classified if classes else None
         with record_function("forward"):
-            noise = torch.randn(len(reals), NOISE, generator=random, device=device)
+            noise = torch.randn(batches.batch_size, NOISE, generator=random, device=device)  # of all processes
+            noise = noise[here.part(len(noise))]
             with autocast():
                 fakes = generate(noise, labels)
             both = augment(torch.cat((reals, fakes.detach().float()))).requires_grad_()
@@ -227,6 +233,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         with record_function("backward"):
             optimizers["discriminator"].zero_grad()
             (discriminator_loss + config.gamma / 2 * (r1 + r2)).backward()  # type: ignore[no-untyped-call]
+            average_gradients(gan.discriminator.parameters())
         with record_function("optimizer"):
             optimizers["discriminator"].step()
 
@@ -239,6 +246,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             optimizers["generator"].zero_grad()
             weights = list(gan.generator.parameters())  # the discriminator's have no part in this
             generator_loss.backward(inputs=weights)  # type: ignore[no-untyped-call]
+            average_gradients(weights)
         with record_function("optimizer"):
             optimizers["generator"].step()
             average.update_parameters(gan.generator)
@@ -249,11 +257,11 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         last = step == config.steps
         scalars: dict[str, float] = {}
         if step == 1 or last or step % config.log_every == 0:
+            parts = (each.detach() / here.size for each in (generator_loss, discriminator_loss, r1, r2))
+            tags = ("Loss/generator", "Loss/discriminator", "Penalty/r1", "Penalty/r2")
+            means = zip(tags, sum_over(*parts), strict=True)
             scalars = {
-                "Loss/generator": finite(generator_loss, step),
-                "Loss/discriminator": finite(discriminator_loss, step),
-                "Penalty/r1": finite(r1, step),
-                "Penalty/r2": finite(r2, step),
+                **{tag: finite(mean, step) for tag, mean in means},
                 **{f"Learning_Rate/{name}": each.param_groups[0]["lr"] for name, each in optimizers.items()},
                 "Memory/total_GB": peak_memory(device),
                 "time/images": step * config.batch_size,

@@ -5,7 +5,8 @@ trained on the cross-entropy of its logits z with the true class y, softened by 
 
     loss = -sum_k q_k log softmax(z)_k,    q_k = (1 - s) [k = y] + s / K
 
-under a learning rate that rises and falls once. Accuracy is in percent, of the test images; at the end,
+under a learning rate that rises and falls once. Under torchrun each process takes its part of every batch and of the
+test, and they learn what one would, but for the order of sums. Accuracy is in percent, of the test images; at the end,
 `Accuracy/val_tta` is that of the mean logits of each image, its mirror image, and both shifted by a pixel.
 
 Sources: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009 (the data); K. Jordan, "94% on
@@ -17,18 +18,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import record_function
 
 from rlboard.config import option
 from rlboard.devices import peak_memory, resolve_device
+from rlboard.distributed import gather, parallel, sum_over, world
 from rlboard.errors import NumericalError, UsageError
 from rlboard.events import Event
 from rlboard.seeding import seed_everything
+from vision._batchnorm import synchronized
 from vision._data import Batches, Dataset, Split, denormalise, load_dataset
 from vision._evaluation import curves, pictures, predict, prediction_table, scores, shifted_views
 from vision._models import build_model, whiten
@@ -100,6 +103,8 @@ PRESETS: dict[str, dict[str, int | float | str | bool]] = {
 }  # fmt: skip
 
 SCALED = ("laptopnet", "speednet")  # networks that divide their logits by their number of features
+DISTRIBUTED = True
+"""Several processes can train it together."""
 
 
 def about(dataset: Dataset) -> str:
@@ -128,7 +133,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     if config.threads:
         torch.set_num_threads(config.threads)
     seed_everything(config.seed, config.deterministic)
-    device = resolve_device(config.device)
+    device, here = resolve_device(config.device), world()
     dataset = load_dataset(config.data, config.data_dir, device)
     if config.images:
         dataset = replace(dataset, train=first(dataset.train, config.images), test=first(dataset.test, config.images))
@@ -139,15 +144,19 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     generator = torch.Generator(device).manual_seed(config.seed)
     prepared = partial(Batches, mean=dataset.mean, std=dataset.std, channels_last=True)
     augmented = partial(prepared, augment=True, flip=flip, cutout=config.cutout, padding=config.crop)
-    batches = augmented(dataset.train, batch_size=config.batch_size, generator=generator)
-    tests = prepared(dataset.test, batch_size=1000, augment=False)
+    batches = augmented(dataset.train, batch_size=config.batch_size, generator=generator, world=here)
+    truth = dataset.test.labels.cpu()
+    if len(truth) < here.size:
+        raise UsageError(f"{here.size} processes are too many for {len(truth)} test images: start fewer")
+    tests = prepared(Split(*(each[here.part(len(truth))] for each in dataset.test)), batch_size=1000, augment=False)
 
     model = build_model(
         config.model, classes=len(dataset.classes), channels=channels, image_size=image_size, width=config.width
     )
     model.to(device).to(memory_format=torch.channels_last)
     whiten(model, next(iter(prepared(first(dataset.train, 4096), batch_size=4096, augment=False)))[0])
-    network = torch.compile(model) if config.compile else model
+    network = parallel(synchronized(model))
+    network = cast("nn.Module", torch.compile(network)) if config.compile else network
     average = averaged(model, config.ema) if config.ema else None
     tested = model if average is None else average
     optimizer = make_optimizer(
@@ -162,7 +171,6 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
 
-    truth = dataset.test.labels.cpu()
     total = config.epochs * len(batches)
     epoch = done = step = 0  # of which `done` in this epoch
     best = 0.0
@@ -211,8 +219,10 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
                 if average is not None:
                     average.update_parameters(model)
             step, done = step + 1, done + 1
-            loss_sum += loss.detach() * len(labels)
-            right += (logits.argmax(dim=1) == labels).sum()
+            hits = (logits.argmax(dim=1) == labels).sum()
+            loss, hits = sum_over(loss.detach() / here.size, hits)  # of the whole batch
+            loss_sum += loss * batches.batch_size
+            right += hits
             scalars: dict[str, float] = {}
             if step == 1 or step % config.log_every == 0:
                 scalars = {
@@ -224,7 +234,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             yield Event(step, total, scalars, state=snapshot)
 
         with autocast(), record_function("test"):
-            probabilities = predict(tested, tests)
+            probabilities = gather(predict(tested, tests), len(truth))
         seen = len(batches) * batches.batch_size
         scalars = {
             "Loss/train": finite(loss_sum, step) / seen,
@@ -245,7 +255,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         )
         if last and config.tta:
             with autocast():
-                views = predict(tested, tests, partial(shifted_views, flip=flip))
+                views = gather(predict(tested, tests, partial(shifted_views, flip=flip)), len(truth))
             scalars["Accuracy/val_tta"] = scores(views, truth, dataset.classes)["Accuracy/val"]
             message += f", {scalars['Accuracy/val_tta']:.2f} % with test-time augmentation"
         draws = last or epoch % config.picture_every == 0

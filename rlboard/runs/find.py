@@ -67,8 +67,9 @@ class LoggedRun:
 
     @cached_property
     def status(self) -> str:
-        """`running`, `completed`, `interrupted` or `failed`; `killed` if it ended unsaid; else `foreign`, `unreadable`.
+        """`running`, `completed`, `pruned`, `interrupted` or `failed`, as it says itself; `killed` if it ended unsaid.
 
+        One with a damaged `run.json` is `unreadable`.
         Foreign is a run of other software: it has no `run.json`.
         """
         if self.damage:
