@@ -36,7 +36,7 @@ from rlboard.events import Event
 from vision import train as module
 from vision._data import Batches, load_dataset
 from vision._models import build_model
-from vision.train import PRESETS, Config, about
+from vision.train import PRESETS, Config
 
 CPU_PRESETS = ("laptop", "patient")
 CUDA_PRESETS = ("speedrun", "lesson", "accurate")
@@ -316,7 +316,7 @@ def command_line(argv: list[str]) -> int:
         script = check_script(own.airbench) if own.airbench else None
         data = own.data or ("" if device == "cpu" else "shapes" if "--quick" in others else "cifar10")
         if data:
-            print(about(load_dataset(data)), flush=True)
+            print(load_dataset(data).about, flush=True)
     except RlboardError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -37,7 +37,7 @@ CHROMIUM_ARGUMENTS = [
 ]
 
 TABS: dict[str, tuple[str, str]] = {
-    "Time Series": ("timeseries", "scalar-card line-chart"),
+    "Time Series": ("timeseries", "scalar-card line-chart, image-card img"),
     "Scalars": ("scalars", "tf-scalar-card"),
     "Custom Scalars": ("custom_scalars", "tf-custom-scalar-multi-line-chart-card"),
     "Images": ("images", "tf-image-loader img"),

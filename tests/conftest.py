@@ -38,18 +38,6 @@ def rlboard_process(tmp_path: Path) -> RlboardProcess:
     return run
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shapes_are_drawn_once() -> Iterator[None]:
-    """In a process, not for each training: a second and a half of every small one."""
-    from vision import _data
-
-    with pytest.MonkeyPatch.context() as patch:
-        draw = _data._shapes
-        drawn = cache(lambda *_: draw())
-        patch.setattr(_data, "_shapes", lambda: drawn(_data.SHAPES_TRAIN, _data.SHAPES_TEST))
-        yield
-
-
 @pytest.fixture(scope="session")
 def smoke_log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log root with one finished `rlboard reinforce` smoke run named `smoke` in it."""

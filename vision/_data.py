@@ -11,6 +11,7 @@ seen flipped in every other epoch.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import pickle
@@ -53,6 +54,10 @@ class Split(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def first(self, count: int) -> Split:
+        """Its first `count` images."""
+        return Split(self.images[:count], self.labels[:count])
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -72,6 +77,18 @@ class Dataset:
     mean: Tensor
     std: Tensor
     notice: str = ""
+
+    def first(self, images: int) -> Dataset:
+        """The same with its first `images` training and test images only; with all of them where that is 0."""
+        return replace(self, train=self.train.first(images), test=self.test.first(images)) if images else self
+
+    @property
+    def about(self) -> str:
+        """What is trained on, in a line or two."""
+        counts = f"{len(self.train.labels):,} training and {len(self.test.labels):,} test images"
+        size = "x".join(map(str, self.train.images.shape[1:]))
+        facts = f"data: {self.name}, {counts} of {len(self.classes)} classes, {size}"
+        return f"{self.notice}\n{facts}" if self.notice else facts
 
 
 def check_data(data: str) -> None:
@@ -163,11 +180,18 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shapes() -> Dataset:
+    return _drawn_shapes(SHAPES_TRAIN, SHAPES_TEST)
+
+
+@functools.cache
+def _drawn_shapes(train: int, test: int) -> Dataset:
+    """The generated set: once in a process, for a sweep has many runs of it."""
     from vision._shapes import SHAPES, draw_shapes
 
-    images, labels = draw_shapes(SHAPES_TRAIN + SHAPES_TEST, seed=0)
-    train = Split(images[:SHAPES_TRAIN], labels[:SHAPES_TRAIN])
-    return _dataset("shapes", tuple(SHAPES), train, Split(images[SHAPES_TRAIN:], labels[SHAPES_TRAIN:]))
+    images, labels = draw_shapes(train + test, seed=0)
+    return _dataset(
+        "shapes", tuple(SHAPES), Split(images[:train], labels[:train]), Split(images[train:], labels[train:])
+    )
 
 
 def _cifar10(folder: Path, cache: Path, patience: float = PATIENCE) -> Dataset:

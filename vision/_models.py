@@ -18,6 +18,8 @@ from rlboard.errors import UsageError
 
 WIDTHS = {"speednet": 64, "laptopnet": 32, "resnet9": 64, "resnet18": 64, "simplecnn": 32, "vit": 192}
 MODELS = tuple(WIDTHS)
+SCALED = ("laptopnet", "speednet")
+"""Those that divide their logits by their number of features: their last layer wants larger steps."""
 
 
 def build_model(name: str, *, classes: int, channels: int = 3, image_size: int = 32, width: int = 0) -> Classifier:

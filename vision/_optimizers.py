@@ -1,4 +1,4 @@
-"""How the weights move: optimizers, learning-rate schedules and averaged weights."""
+"""How the weights move: optimizers, learning-rate schedules and averaged weights; and losses by which they cannot."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rlboard.errors import NumericalError
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
 SCHEDULES = ("cosine", "onecycle", "linear")
@@ -143,3 +145,11 @@ def schedule(name: str, progress: float, warmup: float = 0.0) -> float:
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of `model` that follows it: `update_parameters(model)` moves it by 1 - decay, batch norm's buffers too."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+def finite(loss: Tensor, step: int) -> float:
+    """The number in a loss. Raises NumericalError if it is NaN or infinite."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NumericalError(f"the loss is {value} at step {step}: try a smaller --learning-rate")
+    return value

@@ -23,7 +23,9 @@ class SavedClassifier:
     run: SavedRun
 
 
-def load_classifier(name: str, device: torch.device, data: str = "", data_dir: str = "") -> SavedClassifier:
+def load_classifier(
+    name: str, device: torch.device, data: str = "", data_dir: str = "", images: int = 0
+) -> SavedClassifier:
     """The classifier of the run `name`: its directory, or a checkpoint in it.
 
     Args:
@@ -31,6 +33,7 @@ def load_classifier(name: str, device: torch.device, data: str = "", data_dir: s
         device: where to.
         data: images instead of those it was trained on, as `vision._data.load_dataset` takes them.
         data_dir: where downloads and decoded images are kept (default: where the run kept them).
+        images: so many of them only, for training and for testing (default: as many as the run had; of `data`, all).
 
     Raises:
         UsageError: there is no such run, or it is not of `rlboard vision train`.
@@ -55,6 +58,7 @@ def load_classifier(name: str, device: torch.device, data: str = "", data_dir: s
             for key, tensor in run.state["average"].items()
             if key.startswith(AVERAGED)
         }
+    dataset = dataset.first(images or (0 if data else int(config["images"])))
     channels, image_size = dataset.train.images.shape[1], dataset.train.images.shape[-1]
     model = build_model(
         str(config["model"]),

@@ -26,7 +26,7 @@ arXiv:1805.01978 (the vote).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, cast
@@ -41,13 +41,12 @@ from rlboard.devices import resolve_device
 from rlboard.events import Event
 from rlboard.seeding import seed_everything
 from vision._contrastive import Views, nt_xent, projection_head
-from vision._data import Batches, Dataset, denormalise, load_dataset
+from vision._data import Batches, denormalise, load_dataset
 from vision._features import check_limit, in_the_plane, judge, percent_right, presented
-from vision._models import build_model, whiten
-from vision._optimizers import make_optimizer, schedule
+from vision._models import SCALED, build_model, whiten
+from vision._optimizers import finite, make_optimizer, schedule
 from vision._pictures import image_grid
 from vision._saved import load_classifier
-from vision.train import SCALED, about, finite, first
 
 
 @dataclass(frozen=True)
@@ -86,18 +85,11 @@ class Config:
     deterministic: bool = option(False, "equal runs on a GPU too, at the price of speed")
 
 
-def cut(dataset: Dataset, images: int) -> Dataset:
-    """A data set with its first `images` training and test images only; all where 0."""
-    return replace(dataset, train=first(dataset.train, images), test=first(dataset.test, images)) if images else dataset
-
-
 def look(config: Config) -> Iterator[Event]:
     """The features of a run: an event at step 0, and one with all there is to see."""
-    saved = load_classifier(
-        config.run, resolve_device(config.device), "" if config.data == "auto" else config.data, config.data_dir
-    )
-    own = int(saved.run.config["images"]) if config.data == "auto" else 0
-    dataset = cut(saved.dataset, config.images or own)
+    data = "" if config.data == "auto" else config.data
+    saved = load_classifier(config.run, resolve_device(config.device), data, config.data_dir, config.images)
+    dataset = saved.dataset
     check_limit(config.limit, dataset.test)
     what = f"features of {saved.run.directory}, {saved.run.config['model']} at step {saved.run.step:,}"
     yield Event(0, 1, notice=printable(f"{what}, {dataset.name}", 300))
@@ -138,7 +130,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         yield from look(config)
         return
     device = resolve_device(config.device)
-    dataset = cut(load_dataset(config.data, config.data_dir, device), config.images)
+    dataset = load_dataset(config.data, config.data_dir, device).first(config.images)
     check_limit(config.limit, dataset.test)
     channels, image_size = dataset.train.images.shape[1], dataset.train.images.shape[-1]
     simclr = config.method == "simclr"
@@ -165,7 +157,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     if simclr:
         model.head = projection_head(cast("nn.Linear", model.head).in_features)
     model.to(device).to(memory_format=torch.channels_last)
-    some = Batches(first(dataset.train, 4096), dataset.mean, dataset.std, 4096, augment=False)
+    some = Batches(dataset.train.first(4096), dataset.mean, dataset.std, 4096, augment=False)
     whiten(model, next(iter(some))[0])
     scaled = not simclr and config.model in SCALED
     optimizer = make_optimizer(
@@ -193,11 +185,11 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         counted = {"epoch": epoch, "done": done, "step": step, "tested": tested, "loss_sum": loss_sum}
         return {**learned, **counted, "shuffled": shuffled, "chance": chance.get_state(), "data": dataset.name}
 
-    inputs, _ = next(iter(batched(first(dataset.train, 64), batch_size=64, generator=torch.Generator(device))))
+    inputs, _ = next(iter(batched(dataset.train.first(64), batch_size=64, generator=torch.Generator(device))))
     if simclr:
         inputs = torch.stack(two_views(inputs[:32], torch.Generator(device)).chunk(2), dim=1).flatten(0, 1)
     images = {"Input/samples": partial(image_grid, denormalise(inputs, dataset.mean, dataset.std))}
-    yield Event(step, total, model=model, inputs=inputs, images=images, notice=about(dataset), state=snapshot)
+    yield Event(step, total, model=model, inputs=inputs, images=images, notice=dataset.about, state=snapshot)
 
     if not tested:
         judged, tested = judge(model, dataset, config.bank), True

@@ -166,8 +166,6 @@ def train(config: Config) -> Iterator[Event]:
     saved = load_classifier(config.run, resolve_device(config.device), config.data, config.data_dir)
     model, dataset = saved.model, saved.dataset
     classes, test = dataset.classes, dataset.test
-    if not config.data and saved.run.config["images"]:  # those that the run was tested with
-        test = Split(*(tensor[: int(saved.run.config["images"])] for tensor in test))
     layer = find_layer(config.layer, model)
     target = find_class(config.target, classes) if config.target else None
     if config.images > len(test.labels):
@@ -201,7 +199,7 @@ def train(config: Config) -> Iterator[Event]:
     for name, maps in layer_outputs(model, inputs[:1], names).items():
         images[f"Features/{name}"] = partial(feature_maps, pictures[0], maps[0])
 
-    batch = Split(*(tensor[: config.surface_images] for tensor in test))
+    batch = test.first(config.surface_images)
     batches = list(prepared(batch, batch_size=256))
     stages = [*(f"features.{name}" for name, _ in model.features.named_children()), "head"]
     histograms = {f"Weights/{name}": parameter.detach() for name, parameter in model.named_parameters()}

@@ -44,9 +44,8 @@ from vision._data import Batches, Dataset, load_dataset
 from vision._diffaugment import diffaugment
 from vision._gan import GAN, NOISE
 from vision._judge import Inception, Judge, find_judge
-from vision._optimizers import averaged
+from vision._optimizers import averaged, finite
 from vision._samples import draw, grid, interpolation, likeness, sample
-from vision.train import finite, first
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         torch.set_num_threads(config.threads)
     seed_everything(config.seed, config.deterministic)
     device, here = resolve_device(config.device), world()
-    dataset = load_dataset(config.data, config.data_dir, device)
-    if config.images:
-        dataset = replace(dataset, train=first(dataset.train, config.images), test=first(dataset.test, config.images))
+    dataset = load_dataset(config.data, config.data_dir, device).first(config.images)
     count, channels, image_size = dataset.train.images.shape[:3]
     if config.batch_size > count:
         raise UsageError(f"--batch-size {config.batch_size} is more than the {count:,} training images: give less")
@@ -270,6 +267,6 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             yield Event(step, config.steps, scalars, state=snapshot)
             continue
         if last and inception:
-            scalars |= inception.scores(first(dataset.train, config.fid_images).images, sample(average, inspected))
+            scalars |= inception.scores(dataset.train.first(config.fid_images).images, sample(average, inspected))
         histograms = {"Scores/real": real_scores.detach, "Scores/fake": fake_scores.detach}
         yield replace(look(scalars), histograms=histograms)

@@ -13,29 +13,28 @@ Sources: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images",
 CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, arXiv:2404.00498 (the recipe); the networks and optimizers name theirs.
 """
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 from torch.profiler import record_function
 
 from rlboard.config import option
 from rlboard.devices import peak_memory, resolve_device
 from rlboard.distributed import gather, parallel, sum_over, world
-from rlboard.errors import NumericalError, UsageError
+from rlboard.errors import UsageError
 from rlboard.events import Event
 from rlboard.seeding import seed_everything
 from vision._batchnorm import synchronized
-from vision._data import Batches, Dataset, Split, denormalise, load_dataset
+from vision._data import Batches, Split, denormalise, load_dataset
 from vision._evaluation import curves, pictures, predict, prediction_table, scores, shifted_views
-from vision._models import build_model, whiten
-from vision._optimizers import averaged, make_optimizer, schedule
+from vision._models import SCALED, build_model, whiten
+from vision._optimizers import averaged, finite, make_optimizer, schedule
 from vision._pictures import image_grid
 
 
@@ -102,23 +101,6 @@ PRESETS: dict[str, dict[str, int | float | str | bool]] = {
     },
 }  # fmt: skip
 
-SCALED = ("laptopnet", "speednet")  # networks that divide their logits by their number of features
-DISTRIBUTED = True
-"""Several processes can train it together."""
-
-
-def about(dataset: Dataset) -> str:
-    """What is trained on, in a line or two."""
-    counts = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
-    size = "x".join(map(str, dataset.train.images.shape[1:]))
-    facts = f"data: {dataset.name}, {counts} of {len(dataset.classes)} classes, {size}"
-    return f"{dataset.notice}\n{facts}" if dataset.notice else facts
-
-
-def first(split: Split, count: int) -> Split:
-    """The first images of a split."""
-    return Split(split.images[:count], split.labels[:count])
-
 
 def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Event]:
     """Trains, and yields an event at step 0, after every step, and after every epoch; the x axis counts steps.
@@ -134,9 +116,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         torch.set_num_threads(config.threads)
     seed_everything(config.seed, config.deterministic)
     device, here = resolve_device(config.device), world()
-    dataset = load_dataset(config.data, config.data_dir, device)
-    if config.images:
-        dataset = replace(dataset, train=first(dataset.train, config.images), test=first(dataset.test, config.images))
+    dataset = load_dataset(config.data, config.data_dir, device).first(config.images)
     channels, image_size = dataset.train.images.shape[1], dataset.train.images.shape[-1]
     if config.crop >= image_size:
         raise UsageError(f"--crop {config.crop} is too much for images of {image_size} pixels: give less than that")
@@ -154,7 +134,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         config.model, classes=len(dataset.classes), channels=channels, image_size=image_size, width=config.width
     )
     model.to(device).to(memory_format=torch.channels_last)
-    whiten(model, next(iter(prepared(first(dataset.train, 4096), batch_size=4096, augment=False)))[0])
+    whiten(model, next(iter(prepared(dataset.train.first(4096), batch_size=4096, augment=False)))[0])
     network = parallel(synchronized(model))
     network = cast("nn.Module", torch.compile(network)) if config.compile else network
     average = averaged(model, config.ema) if config.ema else None
@@ -192,11 +172,11 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         learned |= {"average": average.state_dict()} if average is not None else {}
         return {**learned, **counted, "shuffled": shuffled, "data": dataset.name}
 
-    shown = augmented(first(dataset.train, 64), batch_size=64, generator=torch.Generator(device).manual_seed(0))
+    shown = augmented(dataset.train.first(64), batch_size=64, generator=torch.Generator(device).manual_seed(0))
     inputs = next(iter(shown))[0]
     samples = denormalise(inputs, dataset.mean, dataset.std)
     images = {"Input/samples": partial(image_grid, samples)}
-    yield Event(step, total, model=model, inputs=inputs, images=images, notice=about(dataset), state=snapshot)
+    yield Event(step, total, model=model, inputs=inputs, images=images, notice=dataset.about, state=snapshot)
 
     while epoch < config.epochs:
         for inputs, labels in islice(batches, done, None):
@@ -273,11 +253,3 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             best="Best/val_accuracy",
             state=snapshot,
         )
-
-
-def finite(loss: Tensor, step: int) -> float:
-    """The number in a loss. Raises NumericalError if it is none."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise NumericalError(f"the loss is {value} at step {step}: try a smaller --learning-rate")
-    return value

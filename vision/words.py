@@ -31,9 +31,9 @@ from torch.profiler import record_function
 
 from rlboard.config import option
 from rlboard.devices import resolve_device
-from rlboard.errors import NumericalError
 from rlboard.events import Event
 from rlboard.seeding import seed_everything
+from vision._optimizers import finite
 from vision._text import sentences
 from vision._words import SkipGram, Vocabulary, negative_sampling_loss, read_corpus
 
@@ -129,9 +129,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         scalars: dict[str, float] = {}
         message = headline = ""
         if step == 1 or step % config.log_every == 0 or last:
-            scalars = {"Loss/train_step": loss.item(), "Learning_Rate": rate, "time/steps": step}
-            if not loss.isfinite():
-                raise NumericalError(f"the loss is {loss.item()} at step {step}: try a smaller --learning-rate")
+            scalars = {"Loss/train_step": finite(loss, step), "Learning_Rate": rate, "time/steps": step}
         if step % config.test_every == 0 or last:
             headline = "Accuracy/neighbours"
             neighbours, analogies = vocabulary.scores(model.vectors.weight)

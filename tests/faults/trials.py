@@ -20,7 +20,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -324,10 +323,9 @@ def warm_up(trial: Trial, root: Path) -> None:
 
     torch.set_num_threads(1)
     if trial.words[0] == "vision":
-        from vision import _data
+        from vision._data import load_dataset
 
-        _data._shapes = cache(_data._shapes)
-        _data._shapes()
+        load_dataset("shapes")  # drawn here, and not in every fork
     modules = root / "modules.txt"
     child = forked(trial.arguments(root, "--run-name=warm-up"), root / "errors.txt", modules)
     assert wait(child) == 0, (root / "errors.txt").read_text()
