@@ -185,6 +185,7 @@ def dies() -> Measurement:
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_functions_run_in_fresh_processes_and_directories(capfd: pytest.CaptureFixture[str]) -> None:
     benchmark = scripted(
         Function("works", partial(work_in_steps, 5)),

@@ -104,6 +104,7 @@ def test_the_newest_step_appears_and_nobody_clicks(live: Dashboard, logs: Path, 
     assert page.locator("metrics-dashboard-settings-component input[type=number]").first.input_value() == "0.8"
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_gear_menu_shows_the_period_and_what_the_user_chooses_stays(live: Dashboard, page: Page) -> None:
     period = page.locator("settings-dialog input.reload-period")

@@ -273,6 +273,7 @@ def test_tensorboard_serves_numbers_whose_bytes_are_text(url: str, value: float)
     assert served.tolist() == [value] * 35
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_projector_shows_points_and_sprite(tmp_path: Path) -> None:
     with EventFile(tmp_path / "run") as events:

@@ -189,6 +189,7 @@ def test_the_accumulator_tbparse_and_our_reader_agree(log_dir: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_every_tab_draws_the_run(url: str) -> None:
     with chromium() as page:

@@ -303,6 +303,7 @@ def test_an_impossible_speed_is_refused(fps: float) -> None:
         animation_summary("tag", moving_bar(2), fps)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_pictures_and_histograms_are_drawn(tmp_path: Path) -> None:
     image, clip = picture(40, 60, 3), moving_bar(8)

@@ -77,6 +77,7 @@ def test_a_station_leaves_its_run_with_its_notes_and_may_look_at_an_earlier_one(
     assert "EVALUATE/tour" in told.partition("The tour")[2]
 
 
+@pytest.mark.slow
 def test_two_tours_do_not_meet(tmp_path: Path) -> None:
     for _ in range(2):
         assert tour.take(str(tmp_path), None, SHORT) == 0

@@ -82,6 +82,7 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
             assert (value is None and after[kind][name] is None) or torch.equal(value, after[kind][name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("name", "width"), [("laptopnet", 16), ("resnet18", 8), ("vit", 64)])
 def test_heat_maps_are_those_of_pytorch_grad_cam(name: str, width: int) -> None:
