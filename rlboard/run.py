@@ -94,6 +94,7 @@ class RunOptions:
     run_name: str = option("", "name of the run's directory (default: start time and seed)",
                            check="rlboard.run:check_run_name")  # fmt: skip
     seeds: int = option(1, "independent runs, with the seeds from --seed on, side by side in one group", min=1)
+    jobs: int = option(0, "of --seeds, how many are trained at a time; 0: as many as cores", min=0, max=1024)
     log: str = option("full", "minimal: scalars and hyperparameters; full: every tab",
                       choices=("minimal", "full"))  # fmt: skip
     capture_video: bool = option(False, "a GIF of an episode at every evaluation, in the Images tab and as a file")
@@ -107,6 +108,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.profile and self.seeds > 1:
             raise UsageError("--seeds and --profile do not go together: profile one seed")
+        if self.jobs and self.seeds == 1 and not self.resume:
+            raise UsageError(f"--jobs {self.jobs} is for several seeds: add --seeds N")
 
 
 @dataclass

@@ -189,7 +189,7 @@ def _threads(study: Study, group: Run, first: Events) -> Prepared:
     """Everything that is global, such as torch's generator, is used before the threads begin."""
     board: Board = [0] * (len(study.seeds) + 1)
     jobs = [_begun(study, group.directory, board, index, first) for index in range(len(study.seeds))]
-    return ThreadPoolExecutor(_cores()), board, jobs
+    return ThreadPoolExecutor(_at_a_time(study)), board, jobs
 
 
 def _begun(study: Study, group: Path, board: Board, index: int, first: Events | None = None) -> Callable[[], Trained]:
@@ -206,9 +206,14 @@ def _processes(study: Study, group: Run) -> Prepared:
     context = multiprocessing.get_context("spawn")  # a fork would share torch's threads and half of its locks
     board = context.RawArray("q", len(study.seeds) + 1)
     jobs = [partial(_train_here, study, group.directory, index) for index in range(len(study.seeds))]
-    workers = min(_cores(), len(study.seeds))
+    workers = min(_at_a_time(study), len(study.seeds))
     executor = ProcessPoolExecutor(workers, context, _begin_process, (board, max(1, _cores() // workers)))
     return executor, board, jobs
+
+
+def _at_a_time(study: Study) -> int:
+    """How many seeds are trained side by side."""
+    return study.options.jobs or _cores()
 
 
 def _cores() -> int:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlboard import cli
+from rlboard import cli, seeds
 from rlboard.cli import main
 from rlboard.registry import Track
 from rlboard.statistics import interquartile_mean, interval
@@ -202,3 +203,33 @@ def test_records_that_are_lost_are_not_passed_over(
     if seeds > 1:
         (group,) = (tmp_path / "REINFORCE").glob("*seeds*")
         assert facts(group)["status"] == "failed"
+
+
+def test_as_many_seeds_at_a_time_as_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int) -> None:
+            asked.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(seeds, "ThreadPoolExecutor", Pool)
+    arguments = ["reinforce", "--engine=compiled", "--episodes=20", "--seeds=2", "--log=minimal"]
+    for options in (["--jobs=1"], []):
+        assert main([*arguments, *options, "--log-dir", str(tmp_path)]) == 0
+    assert asked == [1, seeds._cores()]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--jobs=2"], "--jobs 2 is for several seeds: add --seeds N"),
+        (["--seeds=2", "--profile"], "--seeds and --profile do not go together"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: list[str], complaint: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reinforce", *options]) == 2
+    assert complaint in capsys.readouterr().err
+    assert list(root.iterdir()) == []

@@ -6,6 +6,7 @@ import wave
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -101,6 +102,21 @@ def test_a_sound_that_cannot_be_read_is_refused_before_anything_runs(
     assert error.startswith("rlboard: --wav own.wav ")
     assert complaint in error
     assert list(root.iterdir()) == []
+
+
+def test_the_dashboard_is_opened_on_the_tour_where_that_is_asked_for(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[dict[str, Any]] = []
+    monkeypatch.setattr("rlboard.tour.take", lambda *_: 0)
+    monkeypatch.setattr("rlboard.dashboard.serve", lambda logdir, **options: served.append({"at": logdir, **options}))
+    main(["tour"])
+    assert not served
+    assert "rlboard dashboard --logdir=logs --filter=tour --open" in capsys.readouterr().out
+    main(["tour", "--open", "--log-dir", str(root)])
+    assert [(each["at"], each["text"], each["browser"], each["port"]) for each in served] == [
+        (root, "tour", True, 6006)
+    ]
 
 
 @pytest.mark.slow
