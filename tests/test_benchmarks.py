@@ -499,6 +499,7 @@ def main(run, model):
 """
 
 
+@pytest.mark.slow
 def test_airbench_runs_in_turn_with_ours_on_our_images(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Path("scripts") / _airbench.SCRIPT
     script.parent.mkdir()
@@ -569,6 +570,7 @@ def test_the_bound_is_the_slower_of_the_two() -> None:
     assert vision.images_per_second(10, 4, flops_per_second=100, bytes_per_second=8) == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_resnet18_beside_its_bound(noise: str) -> None:
     measured = vision.bounded(small_training(noise, model="resnet18", tta=False), 64, 2**16)
     shown = measured.extra
@@ -621,11 +623,13 @@ def test_names_are_unique() -> None:
 
 HEAVY = {
     "command",
+    "export",
     "graph-resnet18",
     "graph-vit",
     "loading",
     "loading-cutout",
     "logging",
+    "reading 10 tags",
     "resnet18",
     "saving",
     "solved",

@@ -142,7 +142,9 @@ def test_a_diverging_run_ends_with_its_own_code_and_says_so(tmp_path: Path, caps
     assert json.loads((tmp_path / "REINFORCE/nan/run.json").read_text())["status"] == "failed"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_run_in_order_with_no_point_lost(number: signal.Signals, code: int, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [

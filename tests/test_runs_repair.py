@@ -77,6 +77,7 @@ def scalars(directory: Path) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in accumulator.Scalars("x")]
 
 
+@pytest.mark.slow
 def test_both_loaders_of_tensorboard_read_all_that_survived(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = {name: write(root / name, damage) for name, (damage, _, _) in DAMAGE.items()}
     write(root / "whole", lambda whole, _: whole)

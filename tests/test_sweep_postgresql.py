@@ -204,6 +204,11 @@ def test_the_hparams_tab_has_a_row_for_each_trial(tmp_path: Path) -> None:
         assert all({"x", "kind", "steps"} <= group["hparams"].keys() for group in groups)
         assert all(len(group["metricValues"]) >= 2 for group in groups)
         assert {metric["name"]["tag"] for group in groups for metric in group["metricValues"]} >= BOTH
+        page.locator("tf-hparams-table-view vaadin-grid paper-checkbox:visible").first.click()
+        curves = page.locator(
+            "tf-hparams-session-group-details tf-scalar-card, tf-hparams-session-group-details vz-line-chart2"
+        )
+        curves.first.wait_for(state="attached")
         page.get_by_text("PARALLEL COORDINATES VIEW").click()
         eventually(lambda: page.locator("tf-hparams-parallel-coords-plot g.foreground path").count() >= 18)
         page.get_by_text("SCATTER PLOT MATRIX VIEW").click()

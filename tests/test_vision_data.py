@@ -436,6 +436,7 @@ def train(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int, rate: f
             schedule.step()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_linear_probe_cannot_tell_shapes_apart(tmp_path: Path) -> None:
     dataset = load_dataset("shapes", str(tmp_path))

@@ -144,15 +144,14 @@ def test_the_dashboard_shows_the_other_tabs(url: str) -> None:
 
 def test_equal_seeds_are_equal_weights_whatever_is_logged(log_dir: Path) -> None:
     for name, options in {
-        "minimal": ["--log=minimal"],
-        "often": ["--log-every=3", "--picture-every=1"],
+        "equal": ["--log=minimal", "--log-every=3", "--picture-every=1"],
         "other": ["--seed=2"],
     }.items():
         command = ["vision", "train", "--smoke", "--epochs=2", "--threads=1", f"--run-name={name}", *options]
         assert main([*command, "--log-dir", str(log_dir)]) == 0
-    hashes = {name: facts(log_dir, f"vision/train/{name}")["weights_sha256"] for name in ("minimal", "often", "other")}
+    hashes = {name: facts(log_dir, f"vision/train/{name}")["weights_sha256"] for name in ("equal", "other")}
     smoke = facts(log_dir, RUN)["weights_sha256"]
-    assert hashes["minimal"] == hashes["often"] == smoke
+    assert hashes["equal"] == smoke
     assert hashes["other"] != smoke
 
 
@@ -162,7 +161,7 @@ SMALL: dict[str, Any] = {"data": "shapes", "images": 512, "width": 8, "epochs": 
 @pytest.mark.parametrize("options", [
     {"model": "speednet", "optimizer": "sgd", "schedule": "cosine", "learning_rate": 0.5, "ema": 0.9},
     {"model": "simplecnn", "optimizer": "adamw", "schedule": "onecycle", "learning_rate": 1e-3, "cutout": 8},
-    {"model": "resnet18", "precision": "bfloat16", "flip": False},
+    pytest.param({"model": "resnet18", "precision": "bfloat16", "flip": False}, marks=pytest.mark.slow),
     {"model": "vit", "width": 64, "optimizer": "adamw", "learning_rate": 1e-3, "tta": False},
 ], ids=lambda options: options["model"])  # fmt: skip
 def test_every_network_optimizer_and_schedule_trains(options: dict[str, Any]) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torchinfo
 from torch import Tensor, from_numpy, nn
 
 from rlboard.config import Value
-from rlboard.events import Event, Events
+from rlboard.events import Embedding, Event, Events, Mesh, Sound
 from rlboard.graph import module_tree, undisturbed
 from rlboard.instruments.drawing import drawn
 from rlboard.layout import layout_of
@@ -19,6 +19,7 @@ from rlboard.registry import Loop
 
 if TYPE_CHECKING:
     from rlboard.run import Run
+    from rlboard.writer import Writer
 
 HISTOGRAMS_PER_RUN = 50
 """How often weights and gradients are drawn, at most: enough for a smooth picture, a bounded cost for any length."""
@@ -156,58 +157,48 @@ def pr_curves(events: Events, run: Run) -> Events:
         yield event
 
 
-def images(events: Events, run: Run) -> Events:
-    """Images: what the loop can draw."""
-    broken: set[str] = set()
-    for event in events:
-        for tag, picture in drawn(event.images, broken):
-            run.writer.add_image(tag, np.asarray(picture), event.step, dataformats="HWC")
-        yield event
+def _offered(field: str, write: Callable[[Writer, str, Any, int], None]) -> Callable[[Events, Run], Events]:
+    """An instrument that writes what a loop offers in `field` of its events: (writer, tag, what it is, step)."""
+
+    def instrument(events: Events, run: Run) -> Events:
+        broken: set[str] = set()
+        for event in events:
+            for tag, thing in drawn(getattr(event, field), broken):
+                write(run.writer, tag, thing, event.step)
+            yield event
+
+    return instrument
 
 
-def more_histograms(events: Events, run: Run) -> Events:
-    """Histograms and Distributions: what the loop has beside the weights."""
-    broken: set[str] = set()
-    for event in events:
-        for tag, values in drawn(event.histograms, broken):
-            run.writer.add_histogram(tag, values, event.step)
-        yield event
+def _write_image(writer: Writer, tag: str, picture: Any, step: int) -> None:
+    writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
 
 
-def more_text(events: Events, run: Run) -> Events:
-    """Text: what the loop writes beside its configuration."""
-    broken: set[str] = set()
-    for event in events:
-        for tag, words in drawn(event.texts, broken):
-            run.writer.add_text(tag, words, event.step)
-        yield event
+def _write_histogram(writer: Writer, tag: str, values: Any, step: int) -> None:
+    writer.add_histogram(tag, values, step)
 
 
-def embeddings(events: Events, run: Run) -> Events:
-    """Projector: points with what is known of each, and their pictures."""
-    broken: set[str] = set()
-    for event in events:
-        for tag, (points, rows, columns, pictures) in drawn(event.embeddings, broken):
-            run.writer.add_embedding(points, rows, pictures, event.step, tag, columns)
-        yield event
+def _write_text(writer: Writer, tag: str, words: str, step: int) -> None:
+    writer.add_text(tag, words, step)
 
 
-def meshes(events: Events, run: Run) -> Events:
-    """Mesh: points and surfaces in space."""
-    broken: set[str] = set()
-    for event in events:
-        for tag, mesh in drawn(event.meshes, broken):
-            faces = None if mesh.faces is None else from_numpy(mesh.faces)[None]
-            run.writer.add_mesh(
-                tag, from_numpy(mesh.vertices)[None], from_numpy(mesh.colors)[None], faces, None, event.step
-            )
-        yield event
+def _write_embedding(writer: Writer, tag: str, embedding: Embedding, step: int) -> None:
+    points, rows, columns, pictures = embedding
+    writer.add_embedding(points, rows, pictures, step, tag, columns)
 
 
-def sounds(events: Events, run: Run) -> Events:
-    """Audio: what the loop plays."""
-    broken: set[str] = set()
-    for event in events:
-        for tag, sound in drawn(event.sounds, broken):
-            run.writer.add_audio(tag, from_numpy(sound.samples), event.step, sound.rate)
-        yield event
+def _write_mesh(writer: Writer, tag: str, mesh: Mesh, step: int) -> None:
+    vertices, colors, faces = (None if part is None else from_numpy(part)[None] for part in mesh)
+    writer.add_mesh(tag, vertices, colors, faces, None, step)
+
+
+def _write_sound(writer: Writer, tag: str, sound: Sound, step: int) -> None:
+    writer.add_audio(tag, from_numpy(sound.samples), step, sound.rate)
+
+
+images = _offered("images", _write_image)
+more_histograms = _offered("histograms", _write_histogram)  # beside those of weights
+more_text = _offered("texts", _write_text)  # beside the configuration
+embeddings = _offered("embeddings", _write_embedding)
+meshes = _offered("meshes", _write_mesh)
+sounds = _offered("sounds", _write_sound)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,7 @@ def take(log_dir: str, wav: Path | None = None, stations: Sequence[Station] = ST
             option.spelled(plumbing[option.name]) for option in options_of(RunOptions) if option.name in plumbing
         ]
         console.rule(f"tour {number} of {len(stations)}")
-        console.print(" ".join(command), style="bold", markup=False)
+        console.print(shlex.join(command), style="bold", markup=False)
         values = loop.defaults(str(plumbing.get("preset", ""))) | chosen
         around = (_guide(station, runs, wav if number == 1 else None), *INSTRUMENTS["full"])
         if code := execute(loop, values, RunOptions(**plumbing), command, around):  # type: ignore[arg-type]
