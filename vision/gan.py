@@ -59,7 +59,7 @@ class Config:
     batch_size: int = option(32, "images in a step", min=2, smoke=16)
     width: int = option(16, "channels at full size; the deeper the more, up to eight times", min=1, max=1024, smoke=8)
     conditional: bool = option(False, "learn each class by its name: images can be asked for by class")
-    learning_rate: float = option(1e-3, "of both networks, by Adam", above=0, max=1000, alias="--lr")
+    learning_rate: float = option(1e-3, "of both networks, by Adam", above=0, max=1e30, alias="--lr")
     gamma: float = option(0.5, "weight of the gradient penalties R1 and R2", min=0)
     ema: float = option(
         0.995, "decay of the generator's averaged weights, which the samples are of", min=0, max=0.99999

@@ -51,7 +51,7 @@ class Config:
     epochs: int = option(5, "how often every training image is seen", min=1, smoke=1)
     batch_size: int = option(128, "images in a step", min=1, smoke=32)
     optimizer: str = option("muon", "how the weights move", choices=("sgd", "adamw", "muon"))
-    learning_rate: float = option(0.12, "largest step size", above=0, max=1000, alias="--lr")
+    learning_rate: float = option(0.12, "largest step size", above=0, max=1e30, alias="--lr")
     other_learning_rate: float = option(
         0.0, "muon: of the output layer and the vectors, which move by SGD; 0: the network's own", min=0
     )
