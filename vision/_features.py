@@ -41,7 +41,7 @@ class Judged(NamedTuple):
 
 def judge(model: Classifier, dataset: Dataset, bank: int) -> Judged:
     """Tests the features of `model` by neighbours among the first `bank` training images, or all of them where 0."""
-    known = Split(*(tensor[: bank or None] for tensor in dataset.train))
+    known = dataset.train.first(bank or len(dataset.train.labels))
     prepared = partial(Batches, mean=dataset.mean, std=dataset.std, batch_size=1000, augment=False, channels_last=True)
     features, outputs = extract(model, prepared(dataset.test))
     votes = neighbour_votes(features, extract(model, prepared(known))[0], known.labels, len(dataset.classes))
@@ -150,7 +150,7 @@ def presented(judged: Judged, dataset: Dataset, limit: int, believed: Tensor) ->
         believed: the probabilities (N, classes) that stand beside the points.
     """
     count = min(limit or len(dataset.test.labels), fitting(dataset.test.images))
-    shown = Split(*(tensor[:count] for tensor in dataset.test))
+    shown = dataset.test.first(count)
     draw = partial(in_the_plane, judged.features[:count], dataset)
     points = partial(labelled, judged.features[:count], shown, believed[:count], dataset.classes)
     return {

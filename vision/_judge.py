@@ -19,6 +19,7 @@ from rlboard.checkpoint import read_run
 from rlboard.config import printable
 from rlboard.errors import DataError, UsageError
 from vision._data import Batches, Dataset, Split
+from vision._features import extract
 from vision._frechet import Gaussian, fit, frechet_distance, mean_distance
 from vision._models import Classifier, build_model, whiten
 from vision._optimizers import make_optimizer, schedule
@@ -82,12 +83,11 @@ class Judge:
         }
 
 
-@torch.no_grad()
 def features(model: Classifier, images: Tensor, dataset: Dataset) -> Tensor:
     """The penultimate features (N, F), on the CPU, of `images`, (N, C, H, W) uint8, that look like `dataset`'s."""
     split = Split(images, torch.zeros(len(images), dtype=torch.long, device=images.device))
     batches = Batches(split, dataset.mean, dataset.std, 500, augment=False, channels_last=True)
-    return torch.cat([model.features(inputs).float().cpu() for inputs, _ in batches])
+    return extract(model, batches)[0].cpu()
 
 
 def find_judge(
@@ -133,14 +133,12 @@ def train_judge(dataset: Dataset, images: int) -> Classifier:
     It is the same one for equal images, whatever a run's seed, so that runs can be compared; and it leaves the global
     generators as they were.
     """
-    split = Split(dataset.train.images[:images], dataset.train.labels[:images])
+    split = dataset.train.first(images)
     device, side = split.images.device, split.images.shape[-1]
     with apart(device):
         torch.manual_seed(0)
         model = make_judge(dataset)
-        patches = Batches(
-            Split(split.images[:4096], split.labels[:4096]), dataset.mean, dataset.std, 4096, augment=False
-        )
+        patches = Batches(split.first(4096), dataset.mean, dataset.std, 4096, augment=False)
         whiten(model, next(iter(patches))[0])
         generator = torch.Generator(device).manual_seed(0)
         batches = Batches(

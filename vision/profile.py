@@ -33,7 +33,7 @@ from rlboard.config import option
 from rlboard.devices import peak_memory, resolve_device
 from rlboard.events import Event
 from rlboard.seeding import seed_everything
-from vision._data import Batches, Split, load_dataset
+from vision._data import Batches, load_dataset
 from vision._models import build_model
 from vision._optimizers import make_optimizer
 
@@ -72,8 +72,8 @@ def train(config: Config) -> Iterator[Event]:
         torch.set_num_threads(config.threads)
     seed_everything(0)
     device = resolve_device(config.device)
-    dataset = load_dataset(config.data, config.data_dir, device)
-    split = Split(*(tensor[: config.images or None] for tensor in dataset.train))
+    dataset = load_dataset(config.data, config.data_dir, device).first(config.images)
+    split = dataset.train
     batches = Batches(
         split, dataset.mean, dataset.std, config.batch_size, augment=True, channels_last=config.channels_last
     )

@@ -58,17 +58,22 @@ def _lines(events: Events, terminal: Console) -> Events:
         yield event
 
 
-def _bar(events: Events, terminal: Console) -> Events:
-    progress = Progress(
-        TextColumn("{task.description}"),
+def progress_bar(terminal: Console) -> Progress:
+    """What is going on, how far it is, and how long it takes; nothing where `terminal` is none."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=terminal,
+        disable=not terminal.is_terminal,
     )
-    with progress:
+
+
+def _bar(events: Events, terminal: Console) -> Events:
+    with progress_bar(terminal) as progress:
         task = progress.add_task("starting", total=None)
         headline, message, latest = "", "", dict[str, float]()
         for event in events:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 Drawn = TypeVar("Drawn")
 
@@ -25,3 +30,13 @@ def drawn(offered: Mapping[str, Callable[[], Drawn]], broken: set[str]) -> Itera
             warnings.warn(f"{tag} cannot be drawn on {platform.node()}: {error}", RuntimeWarning, stacklevel=3)
         else:
             yield tag, picture
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as a picture, (height, width, 3), drawn without a display."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, for those alone who draw figures
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

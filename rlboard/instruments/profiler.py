@@ -33,6 +33,7 @@ from rlboard.config import printable
 from rlboard.devices import peak_memory, resolve_device
 from rlboard.events import Events
 from rlboard.files import replacing
+from rlboard.instruments.drawing import pixels
 
 if TYPE_CHECKING:
     from rlboard.run import Run
@@ -277,8 +278,7 @@ def self_times(events: Trace) -> list[float]:
 
 def span_figure(steps: Sequence[tuple[int, Spans]]) -> NDArray[np.uint8]:
     """A bar a step, of its spans one upon the other, (height, width, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, for those alone who profile
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # half a second, for those alone who profile
 
     figure = Figure((7.2, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -295,6 +295,4 @@ def span_figure(steps: Sequence[tuple[int, Spans]]) -> NDArray[np.uint8]:
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False)  # as they lie on each other
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+    return pixels(figure)

@@ -13,10 +13,10 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlboard.config import printable
 from rlboard.errors import OutOfMemoryError, RlboardError, plain_warnings
+from rlboard.instruments.console import progress_bar
 from rlboard.run import Stop
 from rlboard.sweep.ledger import MOST_KILLS, REASON, Ledger
 from rlboard.sweep.plan import Sweep
@@ -146,16 +146,7 @@ def supervise(sweep: Sweep, ledger: Ledger, stop: Stop, terminal: Console) -> No
     announced = dict(ledger.slots().finished())
     if not ledger.is_new:
         terminal.print(f"going on with the study: {len(announced):,} of {sweep.trials:,} trials are done", markup=False)
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=terminal,
-        disable=not terminal.is_terminal,
-    )
+    progress = progress_bar(terminal)
     crew: Crew = Alone(sweep, ledger, stop) if sweep.jobs == 1 else Processes(sweep, ledger, stop)
     with progress:
         task = progress.add_task("starting", total=sweep.trials)

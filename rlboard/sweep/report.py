@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from rlboard.config import printable
 from rlboard.events import Event, Events
+from rlboard.instruments.drawing import pixels
 from rlboard.instruments.tabs import images, more_text, scalars
 from rlboard.run import Stop, open_run, pull
 from rlboard.sweep.crew import reason, short
@@ -193,6 +193,4 @@ def _drawn(figure: Figure, charts: Sequence[Axes]) -> NDArray[np.uint8]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+    return pixels(figure)
