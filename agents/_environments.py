@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 
 from rlboard.config import printable
 from rlboard.errors import UsageError
-from rlboard.events import Image
+from rlboard.events import Image, Video
+from rlboard.registry import TRACKS
+
+if TYPE_CHECKING:
+    from agents._vector import Environments
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame greets on standard output
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are drawn in memory: no display is asked for
@@ -24,20 +28,51 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are drawn in memory:
 _drawing = threading.Lock()  # pygame is not made for seeds that draw side by side
 
 Environment = gymnasium.Env[Any, Any]
-Act = Callable[[NDArray[np.float32]], int | np.intp]
-"""A policy as evaluation sees it: an observation, (observation size,), to the number of an action."""
+Act = Callable[[NDArray[np.float32]], int | np.integer[Any] | NDArray[np.float32]]
+"""A policy as evaluation sees it: an observation, (observation size,), to an action as the environment takes it."""
+
+DISCRETE, CONTINUOUS = "discrete actions, like CartPole-v1", "continuous actions, like Pendulum-v1"
+CHECKS = {"check_discrete": (DISCRETE,), "check_continuous": (CONTINUOUS,), "check_any": (DISCRETE, CONTINUOUS)}
+"""What an agent names as the check of its `env_id`, and the actions that it can take."""
 
 
-def check_environment(env_id: str) -> None:
+def check_discrete(env_id: str) -> None:
+    """Raises UsageError where `env_id` is no environment, or not for an agent whose actions are discrete."""
+    make_environment(env_id, kinds=CHECKS["check_discrete"]).close()
+
+
+def check_continuous(env_id: str) -> None:
+    """Raises UsageError where `env_id` is no environment, or not for an agent whose actions are continuous."""
+    make_environment(env_id, kinds=CHECKS["check_continuous"]).close()
+
+
+def check_any(env_id: str) -> None:
     """Raises UsageError, with the nearest known names, where no agent of this folder can use `env_id`."""
     make_environment(env_id).close()
 
 
-def make_environment(env_id: str, render_mode: str | None = None) -> Environment:
-    """The environment `env_id`, with discrete actions and observations of shape (observation size,).
+def fitting(kind: str) -> str:
+    """The commands of the agents that can take such actions: `rlboard ppo or rlboard sac`."""
+    track = next(track for track in TRACKS if track.package == __package__)
+    commands = [
+        f"rlboard {loop.command}"
+        for loop in track.loops()
+        for option in loop.options
+        if option.name == "env_id" and kind in CHECKS[option.check.partition(":")[2]]
+    ]
+    return " or ".join(commands)
+
+
+def make_environment(
+    env_id: str, render_mode: str | None = None, kinds: Sequence[str] = (DISCRETE, CONTINUOUS)
+) -> Environment:
+    """The environment `env_id`, with discrete or bounded continuous actions and flat observations.
+
+    Observations are of shape (observation size,), continuous actions of shape (action size,).
 
     Raises:
-        UsageError: it is unknown, a package it needs is missing, or its spaces are others.
+        UsageError: it is unknown, a package it needs is missing, its spaces are others, or its actions are not of
+            these `kinds`.
     """
     try:
         environment = gymnasium.make(env_id, render_mode=render_mode, disable_env_checker=True)
@@ -47,8 +82,16 @@ def make_environment(env_id: str, render_mode: str | None = None) -> Environment
         reason = printable(str(error).partition(". ")[0], 120)
         raise UsageError(f"--env-id {printable(env_id)}: {reason}; {_suggestion(env_id)}") from None
     actions, observations = environment.action_space, environment.observation_space
-    if not isinstance(actions, Discrete) or actions.start != 0:
-        raise UsageError(f"--env-id {env_id} has actions {actions}: choose one with discrete actions, like CartPole-v1")
+    if isinstance(actions, Discrete) and actions.start == 0:
+        kind = DISCRETE
+    elif isinstance(actions, Box) and len(actions.shape) == 1 and actions.is_bounded():
+        kind = CONTINUOUS
+    else:
+        choice = f"choose one with {DISCRETE}, or bounded {CONTINUOUS}"
+        raise UsageError(f"--env-id {env_id} has actions {printable(actions)}, which no agent here can take: {choice}")
+    if kind not in kinds:
+        choice = f"take {fitting(kind)}, or an environment with {' or '.join(kinds)}"
+        raise UsageError(f"--env-id {env_id} has actions {printable(actions)}: {choice}")
     if not isinstance(observations, Box) or len(observations.shape) != 1:
         raise UsageError(
             f"--env-id {env_id} has observations {printable(observations)}: "
@@ -63,12 +106,14 @@ def _suggestion(env_id: str) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "try CartPole-v1"
 
 
-def sizes(environment: Environment) -> tuple[int, int]:
-    """The observation size and the number of actions of an environment made here."""
-    actions, observations = environment.action_space, environment.observation_space
-    assert isinstance(actions, Discrete)
+def sizes(spaces: Environment | Environments) -> tuple[int, int]:
+    """The observation size and the number of actions, or the action size, of environments made here."""
+    actions, observations = spaces.action_space, spaces.observation_space
     assert isinstance(observations, Box)
-    return observations.shape[0], int(actions.n)
+    if isinstance(actions, Discrete):
+        return observations.shape[0], int(actions.n)
+    assert isinstance(actions, Box)
+    return observations.shape[0], actions.shape[0]
 
 
 def evaluate(env_id: str, act: Act, episodes: int, seed: int) -> float:
@@ -83,6 +128,31 @@ def play_episodes(env_id: str, act: Act, seeds: Iterable[int]) -> Iterator[tuple
         rewards = list(_episode(environment, act, seed))
         yield sum(rewards), len(rewards)
     environment.close()
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation adds to an event."""
+
+    scalars: dict[str, float]
+    images: dict[str, Image]
+    videos: dict[str, Video]
+
+
+def evaluation(env_id: str, act: Act, episodes: int, seed: int) -> Evaluation:
+    """The mean return of `episodes` episodes, always the same ones, and the first of them in pictures and as a video.
+
+    `act` is called when a picture is drawn, before the loop goes on.
+    """
+    return Evaluation(
+        {"eval/mean_reward": evaluate(env_id, act, episodes, seed)},
+        {"eval/episode": partial(contact_sheet, env_id, act, seed)},
+        {"eval/video": partial(film, env_id, act, seed)},
+    )
+
+
+def passed(every: int, before: int, after: int) -> bool:
+    """Whether a multiple of `every` lies between two steps, the later one included."""
+    return after // every > before // every
 
 
 def contact_sheet(env_id: str, act: Act, seed: int) -> NDArray[np.uint8]:

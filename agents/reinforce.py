@@ -30,7 +30,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from agents._environments import Act, Environment, contact_sheet, evaluate, film, make_environment, sizes
+from agents._environments import (
+    DISCRETE,
+    Act,
+    Environment,
+    contact_sheet,
+    evaluate,
+    film,
+    make_environment,
+    passed,
+    sizes,
+)
 from rlboard.checkpoint import load_weights
 from rlboard.config import option, printable
 from rlboard.devices import resolve_device
@@ -49,7 +59,7 @@ commands give equal runs."""
 @dataclass(frozen=True)
 class Config:
     env_id: str = option("CartPole-v1", "Gymnasium environment: discrete actions, flat Box observations",
-                         check="agents._environments:check_environment")  # fmt: skip
+                         check="agents._environments:check_discrete")  # fmt: skip
     episodes: int = option(10_000, "episodes to train", min=1, smoke=60, resume=True)
     learning_rate: float = option(2e-4, "step size of Adam", above=0, alias="--lr")
     gamma: float = option(0.98, "discount: what a reward one step later is worth", min=0, max=1)
@@ -235,7 +245,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     torch.set_num_threads(1)  # a second thread costs more than a layer of 128 units can give it to do
     rng = seed_everything(config.seed)
     device = resolve_device(config.device)
-    environment = make_environment(config.env_id)
+    environment = make_environment(config.env_id, kinds=[DISCRETE])
     observation_size, action_count = sizes(environment)
     policy = Policy(observation_size, config.hidden_size, action_count).to(device)
     engine, reason = make_engine(replace(config, engine=state["engine"]) if state else config, environment, policy, rng)
@@ -281,7 +291,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             "time/steps": steps,
         }
         images, videos = {}, {}
-        if episode // config.eval_every > (episode - new) // config.eval_every or episode == config.episodes:
+        if passed(config.eval_every, episode - new, episode) or episode == config.episodes:
             scalars["eval/mean_reward"] = engine.evaluate(config.eval_episodes)
             greedy = partial(choose, policy.weights())
             images["eval/episode"] = partial(contact_sheet, config.env_id, greedy, config.seed)
