@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
@@ -15,7 +18,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
 from rlboard.config import printable
-from rlboard.errors import UsageError
+from rlboard.errors import DataError, RlboardError, UsageError
 from rlboard.events import Image, Video
 from rlboard.registry import TRACKS
 
@@ -34,6 +37,10 @@ Act = Callable[[NDArray[np.float32]], int | np.integer[Any] | NDArray[np.float32
 DISCRETE, CONTINUOUS = "discrete actions, like CartPole-v1", "continuous actions, like Pendulum-v1"
 CHECKS = {"check_discrete": (DISCRETE,), "check_continuous": (CONTINUOUS,), "check_any": (DISCRETE, CONTINUOUS)}
 """What an agent names as the check of its `env_id`, and the actions that it can take."""
+
+
+EXTRAS = ("atari", "box2d", "mujoco")
+"""Environments that come with packages of their own: extras of rlboard, named where they are missing."""
 
 
 def check_discrete(env_id: str) -> None:
@@ -75,9 +82,12 @@ def make_environment(
             these `kinds`.
     """
     try:
-        environment = gymnasium.make(env_id, render_mode=render_mode, disable_env_checker=True)
+        if env_id.startswith("ALE/"):
+            environment = _make_atari(env_id, render_mode)
+        else:
+            environment = gymnasium.make(env_id, render_mode=render_mode, disable_env_checker=True)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-        raise UsageError(f"--env-id {printable(env_id)} needs a package: {printable(error, 200)}") from None
+        raise UsageError(f"--env-id {printable(env_id)} needs a package: {_installation(env_id, error)}") from None
     except (gymnasium.error.Error, ValueError) as error:
         reason = printable(str(error).partition(". ")[0], 120)
         raise UsageError(f"--env-id {printable(env_id)}: {reason}; {_suggestion(env_id)}") from None
@@ -100,10 +110,44 @@ def make_environment(
     return environment
 
 
+def _make_atari(env_id: str, render_mode: str | None) -> Environment:
+    """A game as deep Q-learning sees it: four frames of 84 x 84 grey pixels, (4, 84, 84) (Mnih et al., 2015)."""
+    import ale_py
+    from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # it greets
+    gymnasium.register_envs(ale_py)
+    game = gymnasium.make(env_id, render_mode=render_mode, disable_env_checker=True, frameskip=1)
+    return FrameStackObservation(AtariPreprocessing(game), 4)
+
+
+def _installation(env_id: str, error: Exception) -> str:
+    """How to get what `env_id` lacks, by the extra of rlboard that has it or in Gymnasium's words."""
+    extra = "atari" if env_id.startswith("ALE/") else str(error).rpartition("gymnasium[")[2].partition("]")[0]
+    if extra in EXTRAS:
+        return f'python -m pip install -e ".[{extra}]"'
+    return printable(error, 200)
+
+
 def _suggestion(env_id: str) -> str:
     known = [name for name in gymnasium.registry if "/" not in name and not name.startswith("GymV")]
     near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else "try CartPole-v1"
+
+
+@contextmanager
+def blamed(env_id: str) -> Iterator[None]:
+    """Turns what an environment raises, or what its answers lead to, into a DataError that says where."""
+    try:
+        yield
+    except RlboardError:
+        raise
+    except Exception as error:  # it is anybody's code
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {printable(error, 200)}"
+        raise DataError(
+            f"--env-id {env_id}: its step failed: {what} ({Path(last.filename).name}:{last.lineno})"
+        ) from error
 
 
 def sizes(spaces: Environment | Environments) -> tuple[int, int]:
@@ -124,9 +168,10 @@ def evaluate(env_id: str, act: Act, episodes: int, seed: int) -> float:
 def play_episodes(env_id: str, act: Act, seeds: Iterable[int]) -> Iterator[tuple[float, int]]:
     """The return and the length of one episode for each of `seeds`, all in one new environment."""
     environment = make_environment(env_id)
-    for seed in seeds:
-        rewards = list(_episode(environment, act, seed))
-        yield sum(rewards), len(rewards)
+    with blamed(env_id):
+        for seed in seeds:
+            rewards = list(_episode(environment, act, seed))
+            yield sum(rewards), len(rewards)
     environment.close()
 
 

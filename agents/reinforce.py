@@ -34,6 +34,7 @@ from agents._environments import (
     DISCRETE,
     Act,
     Environment,
+    blamed,
     contact_sheet,
     evaluate,
     film,
@@ -154,7 +155,7 @@ class GymEngine:
         scores, lengths = [], []
         device = self.policy.hidden.weight.device
         for _ in range(episodes):
-            with record_function("play"):
+            with record_function("play"), blamed(self.config.env_id):
                 observations, actions, rewards = play(self.environment, self.policy.weights(), self.rng)
             with record_function("forward"):
                 returns = discounted(rewards, self.config.gamma).to(device)

@@ -45,8 +45,9 @@ def seed_bands(tag: str) -> Layout:
     }
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "agents": {
+def agent(training: Mapping[str, Chart] | None = None, more: Layout | None = None) -> Layout:
+    """The dashboard of an agent: what all have, its own charts of `training`, and `more` categories."""
+    return {
         "Reward": {
             "mean reward": exactly("reward", "rollout/ep_rew_mean", "eval/mean_reward"),
             "best and worst of the last 100": margin("rollout/ep_rew_mean", "rollout/ep_rew_min", "rollout/ep_rew_max"),
@@ -56,9 +57,55 @@ LAYOUTS: Mapping[str, Layout] = {
             "loss": exactly("train/loss"),
             "entropy": exactly("train/entropy"),
             "gradient norm": exactly("train/grad_norm"),
+            **(training or {}),
         },
+        **(more or {}),
         "Time": {"steps per second": exactly("time/fps")},
-    },
+    }
+
+
+ACTOR_CRITIC = {
+    "losses of policy and value": exactly("train/policy_loss", "train/value_loss"),
+    "explained variance": exactly("train/explained_variance"),
+    "deviation of the actions": exactly("train/std"),
+    "learning rate": exactly("train/learning_rate"),
+}
+VALUES = {"mean Q value": exactly("train/q_mean"), "learning rate": exactly("train/learning_rate")}
+REPLAY = {
+    "Replay": {
+        "transitions": exactly("replay/transitions"),
+        "mean reward": exactly("replay/reward_mean"),
+        "terminated, in percent": exactly("replay/terminated_percent"),
+    }
+}
+
+LAYOUTS: Mapping[str, Layout] = {
+    "agents": agent(),
+    "agents/reinforce_baseline": agent(
+        {
+            "value loss": exactly("train/value_loss"),
+            "explained variance": exactly("train/explained_variance"),
+        }
+    ),
+    "agents/a2c": agent(ACTOR_CRITIC),
+    "agents/ppo": agent(
+        ACTOR_CRITIC
+        | {
+            "how far the policy has moved": exactly("train/approx_kl"),
+            "clipped, and the range": exactly("train/clip_fraction", "train/clip_range"),
+        }
+    ),
+    "agents/dqn": agent(
+        VALUES | {"absolute TD error": exactly("train/td_error"), "epsilon": exactly("exploration/epsilon")}, REPLAY
+    ),
+    "agents/sac": agent(
+        VALUES
+        | {
+            "losses of actor and critics": exactly("train/actor_loss", "train/critic_loss"),
+            "temperature": exactly("train/temperature"),
+        },
+        REPLAY,
+    ),
     "vision/train": {
         "Training Metrics": {
             "Loss": exactly("Loss/train", "Loss/val"),

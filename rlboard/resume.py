@@ -20,6 +20,7 @@ from rlboard.config import Value, printable
 from rlboard.errors import DataError, StorageError, UsageError
 from rlboard.eventfile import event_files, is_boundary, truncate
 from rlboard.registry import Loop
+from rlboard.run import KEPT
 from rlboard.runs.find import LOCK, LoggedRun, find_runs, select
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _check_types(path: Path, state: Mapping[str, Any]) -> None:
     """Raises DataError where a checkpoint lacks something that every run's has."""
     types: dict[str, dict[str, type]] = {
         "position": {"file": str, "offset": int, "tail": str},
-        "run": {"best": dict, "work": dict, "drawn": dict},
+        "run": KEPT,
     }
     missing = [
         f"{part}.{name}"

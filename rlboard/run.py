@@ -12,6 +12,7 @@ import errno
 import functools
 import inspect
 import json
+import math
 import os
 import platform
 import re
@@ -47,8 +48,10 @@ if TYPE_CHECKING:
 
 SMALLEST_FREE_SPACE = 1 << 20  # bytes: less cannot hold a run's first second
 RATES = {"time/steps": "time/fps", "time/images": "time/images_per_second"}
-KEPT = ("best", "work", "drawn", "melody")
+KEPT: dict[str, type] = {"best": dict, "work": dict, "drawn": dict, "melody": list}
 """What a run notes for itself, and takes over where it goes on."""
+PATIENCE_SECONDS = 4.0
+"""How long a run that is asked to stop waits for the event at hand, such as the end of an evaluation."""
 LONGEST_NAME = 100  # characters; file systems take 255 bytes, and a letter can be 4
 
 
@@ -114,9 +117,15 @@ class RunOptions:
 
 @dataclass
 class Stop:
-    """Who is asked to stop: all runs that share it. `number` is the signal that asked, 0 for none yet."""
+    """Who is asked to stop: all runs that share it.
+
+    Attributes:
+        number: the signal that asked, 0 for none yet.
+        waiting: whether the loop is at work on its next event, and not an instrument on the one before.
+    """
 
     number: int = 0
+    waiting: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -141,6 +150,7 @@ class Run:
         step: at which it begins.
         work: what was done by the last event, by the tag of `RATES`.
         drawn: the step at which an instrument that draws now and then last did, by its name.
+        left: whether its loop was left within a step, so that what it has learned since its last event is no state.
         melody: the headline's curve, (step, value), as far as it is needed to play it.
     """
 
@@ -160,6 +170,7 @@ class Run:
     step: int = 0
     work: dict[str, float] = field(default_factory=dict)
     drawn: dict[str, int] = field(default_factory=dict)
+    left: bool = False
     melody: list[tuple[int, float]] = field(default_factory=list)
     began: float = field(default_factory=time.time)  # in this process
 
@@ -244,7 +255,9 @@ def execute(
                     if stop.number:
                         break
             return stop.exit_code
-        with open_run(loop, config, options, command, stop=stop, resumption=resumption) as run, signals(asked):
+        patience = PATIENCE_SECONDS if here.size == 1 else math.inf
+        opened = open_run(loop, config, options, command, stop=stop, resumption=resumption)
+        with opened as run, signals(asked, patience):
             pull(events, run, instruments)
     return stop.exit_code
 
@@ -312,12 +325,18 @@ def _presented_again(events: Events, run: Run) -> Events:
 def _watch(events: Events, run: Run) -> Events:
     """Ends the events when a signal asks for it, so that every instrument finishes in order; notes how it went."""
     try:
+        run.stop.waiting = True
         for event in events:
+            run.stop.waiting = False
             yield event
             if run.stop.number:
                 run.status = "interrupted"
                 return
+            run.stop.waiting = True
+        run.stop.waiting = False
         run.status = "completed"
+    except Interrupted:
+        run.status, run.left = "interrupted", True
     except BaseException:
         run.status = "failed"
         raise
@@ -414,15 +433,32 @@ def _claim(parent: Path, name: str) -> tuple[Path, BaseFileLock]:
     raise FileExistsError(errno.EEXIST, f"every name from {name} to {name}-999999 is taken")
 
 
+class Interrupted(BaseException):
+    """Ends a loop from within, whose next event has not come in time: an evaluation, an episode without an end."""
+
+
 @contextlib.contextmanager
-def signals(stop: Stop) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP ends the runs after the event at hand, the second the process at once."""
+def signals(stop: Stop, patience: float = math.inf) -> Iterator[None]:
+    """The first SIGINT, SIGTERM or SIGHUP ends the runs after the event at hand, the second the process at once.
+
+    Where an event does not come within `patience` seconds, the loop is left by Interrupted: what has been logged
+    stays, and the run goes on from its last checkpoint.
+    """
 
     def ask(number: int, _: FrameType | None) -> None:
         stop.number = number
         for each in previous:
             signal.signal(each, previous[each])
+        if limited:
+            signal.signal(signal.SIGALRM, leave)
+            signal.setitimer(signal.ITIMER_REAL, patience, 0.5)  # again and again: an instrument is let finish
 
+    def leave(_: int, __: FrameType | None) -> None:
+        if stop.waiting:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise Interrupted
+
+    limited = patience < math.inf and hasattr(signal, "setitimer")
     watched = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in watched}
     try:
@@ -433,6 +469,8 @@ def signals(stop: Stop) -> Iterator[None]:
     try:
         yield
     finally:
+        if limited and stop.number:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
 

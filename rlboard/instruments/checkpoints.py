@@ -69,7 +69,7 @@ class Keeper:
 
     def save(self) -> None:
         """Saves the last event, if it is not yet, and the best model."""
-        if self.event is None or self.model is None:
+        if self.event is None or self.model is None or self.run.left:
             return
         began = time.monotonic()
         try:

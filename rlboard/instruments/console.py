@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from rlboard.events import Events
+from rlboard.events import Event, Events
 
 if TYPE_CHECKING:
     from rlboard.run import Run
@@ -48,14 +48,14 @@ def _noticed(events: Events, terminal: Console) -> Events:
 
 def _lines(events: Events, terminal: Console) -> Events:
     for event in events:
-        if event.message or event.headline:
-            value = event.scalars.get(event.headline)
-            terminal.print(
-                event.message or f"step {event.step}/{event.total}, {event.headline} {value:.4g}",
-                markup=False,
-            )
+        if event.message or event.headline in event.scalars:
+            terminal.print(event.message or _point(event), markup=False)
             terminal.file.flush()
         yield event
+
+
+def _point(event: Event) -> str:
+    return f"step {event.step}/{event.total}, {event.headline} {event.scalars[event.headline]:.4g}"
 
 
 def progress_bar(terminal: Console) -> Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,9 @@ def odd() -> Iterator[list[str]]:
     del gymnasium.registry["Odd-v0"]
 
 
-def assert_sound(directory: Path, below: float = math.inf) -> None:
+def assert_sound(directory: Path, below: float = math.inf, status: str = "failed") -> None:
     """Whatever happened: there are checkpoints, finite and from before it, and the curves are whole."""
-    assert facts(directory)["status"] == "failed"
+    assert facts(directory)["status"] == status
     found = [load(path) for path in checkpoints_of(directory)]
     assert found
     for state in found:
@@ -164,41 +165,63 @@ def wrong_tuple() -> Any:
 
 
 @pytest.mark.parametrize(
-    "trouble", [raises, *(pytest.param(each, marks=pytest.mark.slow) for each in (wrong_shape, wrong_tuple))]
+    ("trouble", "complaint"),
+    [
+        (raises, "RuntimeError: the simulator is gone"),
+        pytest.param(wrong_shape, "ValueError: shapes ", marks=pytest.mark.slow),
+        pytest.param(wrong_tuple, "ValueError: not enough values", marks=pytest.mark.slow),
+    ],
 )
+@pytest.mark.parametrize("agent", ["reinforce", pytest.param("a2c", marks=pytest.mark.slow)])
 def test_an_environment_that_misbehaves_ends_the_run_and_costs_no_checkpoint(
-    trouble: Callable[[], Any], odd: list[str], tmp_path: Path, tally: Tally
+    trouble: Callable[[], Any],
+    complaint: str,
+    agent: str,
+    odd: list[str],
+    tmp_path: Path,
+    tally: Tally,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its author wants the traceback; what was learned until then can be gone on with."""
     Odd.trouble, Odd.at = staticmethod(trouble), 450
-    with pytest.raises((RuntimeError, ValueError)):
-        main([*odd, *SAVING, "--log-dir", str(tmp_path)])
-    directory = tmp_path / "REINFORCE/run"
-    assert_sound(directory, 60)
-    assert main(["reinforce", "--log-dir", str(tmp_path), "--resume=run", "--log=minimal"]) == 0
-    assert [step for step, _ in curves(directory)["reward"]] == [20, 40, 60, 80, 100]
+    if agent == "reinforce":
+        assert main([*odd, *SAVING, "--log-dir", str(tmp_path)]) == 3
+        directory = tmp_path / "REINFORCE/run"
+        assert_sound(directory, 60)
+        assert main(["reinforce", "--log-dir", str(tmp_path), "--resume=run", "--log=minimal"]) == 0
+        assert [step for step, _ in curves(directory)["reward"]] == [20, 40, 60, 80, 100]
+    else:
+        small = [agent, "--env-id=Odd-v0", "--num-envs=2", "--total-timesteps=600", "--log-every=50"]
+        assert main([*small, *SAVING, "--log-dir", str(tmp_path)]) == 3
+        assert_sound(tmp_path / agent.upper() / "run", 450)
+    error = capsys.readouterr().err
+    assert "--env-id Odd-v0" in error
+    assert complaint in error or (agent == "a2c" and "ValueError" in error)
+    assert len(error.strip().splitlines()) == 1
     tally(f"7 environment: {trouble.__name__.replace('_', ' ')}")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_an_episode_that_never_ends_is_left_by_the_second_signal(
-    odd: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX signals")
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_episode_that_never_ends_is_left(
+    times: int, odd: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
-    monkeypatch.setattr(signal, "default_int_handler", signal.default_int_handler)
+    """By the first signal after a few seconds, by the second at once; either way it can be gone on with."""
+    monkeypatch.setattr("rlboard.run.PATIENCE_SECONDS", 0.2 if times == 1 else 100.0)
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    asked = 0
 
     def endless() -> tuple[Any, float, bool, bool, dict[str, Any]]:
         environment = Odd()
         monkeypatch.setattr(Odd, "step", never_done)
         return never_done(environment, 0)
 
-    asked = 0
-
     def never_done(_: Odd, __: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         nonlocal asked
         asked += 1
-        if asked in (100, 200):
+        if asked in (100, 200)[:times]:
             signal.raise_signal(signal.SIGINT)
+        if asked > 200:
+            time.sleep(0.01)
         assert asked < 1000
         return np.zeros(4, np.float32), 1.0, False, False, {}
 
@@ -207,8 +230,13 @@ def test_an_episode_that_never_ends_is_left_by_the_second_signal(
         assert main([*odd, *SAVING, "--log-dir", str(tmp_path)]) == 130
     finally:
         signal.signal(signal.SIGINT, previous)
-    assert asked == 200, "the first signal waits for the end of the episode"
-    assert_sound(tmp_path / "REINFORCE/run", 60)
+    directory = tmp_path / "REINFORCE/run"
+    assert_sound(directory, 60, "interrupted" if times == 1 else "failed")
+    assert [step for step, _ in curves(directory)["reward"]] == [20, 40]
+    monkeypatch.undo()
+    Odd.trouble, Odd.at = staticmethod(lambda: (np.zeros(4, np.float32), 1.0, True, False, {})), 450
+    assert main(["reinforce", "--log-dir", str(tmp_path), "--resume=run", "--log=minimal"]) == 0
+    assert [step for step, _ in curves(directory)["reward"]] == [20, 40, 60, 80, 100]
     tally("7 environment: never ends")
 
 
