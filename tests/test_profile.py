@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.profiler import profile
 
 from rlboard.cli import main
-from rlboard.instruments.profiler import mean_spans, operator_tables, self_times, span_figure, span_table, spans_of
+from rlboard.instruments.profiler import mean_spans, operator_tables, span_figure, span_table, spans_of
+from rlboard.profiler.traces import Trace, read_trace
 
 SPANS = ("data", "forward", "backward", "optimizer", "synchronize", "logging", "other")
 GYM = ("reinforce", "--engine=gym", "--log=minimal")
@@ -93,7 +94,12 @@ def mark(name: str, begin: float, duration: float, cat: str = "user_annotation",
     return {"ph": "X", "cat": cat, "name": name, "pid": 1, "tid": tid, "ts": begin, "dur": duration}
 
 
-def test_spans_of_a_step_by_hand() -> None:
+def traced(path: Path, events: list[dict[str, Any]]) -> Trace:
+    path.write_text(json.dumps({"traceEvents": events}))
+    return read_trace(path)
+
+
+def test_spans_of_a_step_by_hand(tmp_path: Path) -> None:
     events = [
         mark("forward", 1000, 3000),
         mark("ProfilerStep#7", 0, 10_000),
@@ -106,13 +112,16 @@ def test_spans_of_a_step_by_hand() -> None:
         mark("forward", 10_000, 1000),
         {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "ts": 0},
     ]
-    assert spans_of(events) == {
-        7: {"forward": 4.0, "backward": 2.0, "other": 4.0},
-        8: {"forward": 1.0, "other": 0.0},
+    found = spans_of(traced(tmp_path / "trace.json", events))
+    assert {step: list(spans) for step, spans in found.items()} == {
+        7: ["forward", "backward", "other"],
+        8: ["forward", "other"],
     }
-    means = mean_spans(list(spans_of(events).values()))
-    assert list(means.items()) == [("forward", 2.5), ("other", 2.0), ("backward", 1.0)]
-    assert span_table(list(spans_of(events).values())).splitlines()[2:] == [
+    assert found[7] == pytest.approx({"forward": 4.0, "backward": 2.0, "other": 4.0}, abs=1e-5)
+    assert found[8] == pytest.approx({"forward": 1.0, "other": 0.0}, abs=1e-5)
+    means = mean_spans(list(found.values()))
+    assert list(means) == ["forward", "other", "backward"]
+    assert span_table(list(found.values())).splitlines()[2:] == [
         "| forward | 2.500 | 45.5 % |",
         "| other | 2.000 | 36.4 % |",
         "| backward | 1.000 | 18.2 % |",
@@ -120,7 +129,7 @@ def test_spans_of_a_step_by_hand() -> None:
     ]
 
 
-def test_self_times_and_tables_by_hand() -> None:
+def test_tables_by_hand(tmp_path: Path) -> None:
     operators = [
         mark("inner", 100, 300, "cpu_op"),
         mark("outer", 0, 1000, "cpu_op"),
@@ -129,15 +138,15 @@ def test_self_times_and_tables_by_hand() -> None:
         mark("out|er", 1000, 500, "cpu_op"),
         mark("inner", 0, 2000, "cpu_op", tid=2),
     ]
-    assert self_times(operators) == [200, 500, 100, 200, 500, 2000]
-    (table,) = operator_tables(operators)
+    (table,) = operator_tables(traced(tmp_path / "trace.json", operators))
     assert table.splitlines()[2:] == [
         "| `inner` | 3 | 2.400 | 2.500 | 68.6 % |",
         "| `outer` | 1 | 0.500 | 1.000 | 14.3 % |",
         "| `out∣er` | 1 | 0.500 | 0.500 | 14.3 % |",
         "| `innermost` | 1 | 0.100 | 0.100 | 2.9 % |",
     ]
-    tables = operator_tables([*operators, mark("gemm", 0, 4000, "kernel", tid=7), mark("copy", 1, 9, "gpu_memcpy", 8)])
+    kernels = [mark("gemm", 0, 4000, "kernel", tid=7), mark("copy", 1, 9, "gpu_memcpy", 8)]
+    tables = operator_tables(traced(tmp_path / "trace.json", [*operators, *kernels]))
     assert tables[0] == table
     assert tables[1].splitlines()[0].startswith("| kernel |")
     assert tables[1].splitlines()[2] == "| `gemm` | 1 | 4.000 | 4.000 | 99.8 % |"

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import os
 import tempfile
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -34,22 +32,17 @@ from rlboard.devices import peak_memory, resolve_device
 from rlboard.events import Events
 from rlboard.files import replacing
 from rlboard.instruments.drawing import pixels
+from rlboard.profiler.traces import ON_DEVICE, OPERATOR, Trace, read_trace
+from rlboard.profiler.views import WHOLE, operators, steps
 
 if TYPE_CHECKING:
     from rlboard.run import Run
 
 WAIT, WARMUP, ACTIVE, CYCLES = 1, 1, 3, 2
-STEP = "ProfilerStep#"
-"""What torch calls a step; its number, from 0 on, follows."""
 LONGEST_TABLE = 30
-KERNELS = ("kernel", "gpu_memcpy", "gpu_memset")
-ROUNDING = 0.01
-"""Microseconds by which an event may seem to begin before the one ahead of it has ended; torch rounds to 0.001."""
 MEMORY_EVENTS = 100_000
 """How many allocations and releases a snapshot of CUDA's memory tells of."""
 
-Trace = Sequence[Mapping[str, Any]]
-"""The events of a Chrome trace: name, category `cat`, thread `tid`, start `ts` and duration `dur` in microseconds."""
 Spans = Mapping[str, float]
 """What the parts of one step took, in milliseconds; together they are the step."""
 
@@ -160,23 +153,23 @@ class Session:
             raw = Path(folder, "trace.json")  # torch packs a file a line at a time, which takes ten times as long
             ready.export_chrome_trace(str(raw))
             content = raw.read_bytes()
-        trace = json.loads(content)["traceEvents"]
+            trace = read_trace(raw)
         with replacing(path, durable=False) as file:
             file.write(gzip.compress(content, 6))
         found = spans_of(trace)  # in a run that has ended also of the step that no event ends
-        steps = [(step, found[number]) for number, step in enumerate(self.steps) if number in found]
-        if not steps:
+        recorded = [(step, found[number]) for number, step in enumerate(self.steps) if number in found]
+        if not recorded:
             path.unlink()
             return
-        self.measured += steps
-        writer, last = self.run.writer, steps[-1][0]
-        for step, spans in steps:
+        self.measured += recorded
+        writer, last = self.run.writer, recorded[-1][0]
+        for step, spans in recorded:
             scalars = {f"Profile/{name}_ms": duration for name, duration in spans.items()}
             writer.log(step, scalars | {"Profile/step_ms": sum(spans.values())})
         writer.log(last, {"Profile/peak_memory_MB": 1024 * peak_memory(self.device)})
-        tables = [span_table([spans for _, spans in steps]), *operator_tables(trace)]
+        tables = [span_table([spans for _, spans in recorded]), *operator_tables(trace)]
         where = (
-            f"Cycle {self.cycles}, steps {steps[0][0]:,} to {last:,}; its trace: `{self.directory.name}/{path.name}`"
+            f"Cycle {self.cycles}, steps {recorded[0][0]:,} to {last:,}; its trace: `{self.directory.name}/{path.name}`"
         )
         writer.add_text("Profile/operators", "\n\n".join([where, *tables]), last)
         writer.add_image("Profile/spans", span_figure(self.measured), last, dataformats="HWC")
@@ -185,45 +178,32 @@ class Session:
         if not self.measured:
             return f"profile: none, because the run has ended at the first {len(self.steps)} of its steps"
         wanted, count = CYCLES * ACTIVE, len(self.measured)
-        steps = f"{count} steps" if count == wanted else f"{count} of {wanted} steps, because the run has ended"
+        seen = f"{count} steps" if count == wanted else f"{count} of {wanted} steps, because the run has ended"
         spans = mean_spans([spans for _, spans in self.measured])
         total = sum(spans.values())
         shares = ", ".join(f"{name} {100 * duration / total:.0f} %" for name, duration in spans.items())
-        return f"profile: {steps}, {total:.4g} ms each: {shares}; see {self.directory}"
+        return f"profile: {seen}, {total:.4g} ms each: {shares}; see {self.directory}"
 
 
 def spans_of(trace: Trace) -> dict[int, Spans]:
-    """Where the time of every step went, by the number of the step: its spans in order, and `other` last.
-
-    A span within a span is part of the outer one.
-    """
-    marks = [event for event in trace if event.get("cat") == "user_annotation" and event.get("ph") == "X"]
-    marks.sort(key=lambda mark: (mark["ts"], -mark["dur"]))
-    found: dict[int, Spans] = {}
-    for step in marks:
-        if not step["name"].startswith(STEP):
-            continue
-        begin, end = step["ts"], step["ts"] + step["dur"]
-        spans: dict[str, float] = defaultdict(float)
-        for mark in marks:
-            if mark is not step and mark["tid"] == step["tid"] and begin - ROUNDING <= mark["ts"] < end - ROUNDING:
-                spans[mark["name"]] += mark["dur"] / 1000
-                begin = mark["ts"] + mark["dur"]
-        rest = step["dur"] / 1000 - sum(spans.values())
-        found[int(step["name"].removeprefix(STEP))] = {**spans, "other": max(0.0, rest)}
-    return found
+    """Where the time of every step went, by the number of the step: its spans in order, and `other` last."""
+    return {
+        int(step.name.rpartition(" ")[2]): {name: time / 1000 for name, time in step.spans.items()}
+        for step in steps(trace)
+        if step.name != WHOLE
+    }
 
 
-def mean_spans(steps: Sequence[Spans]) -> Spans:
+def mean_spans(each: Sequence[Spans]) -> Spans:
     """Of every span the mean over all steps, also over those that have none of it; the longest first."""
-    names = dict.fromkeys(name for spans in steps for name in spans)
-    means = {name: fmean(spans.get(name, 0.0) for spans in steps) for name in names}
+    names = dict.fromkeys(name for spans in each for name in spans)
+    means = {name: fmean(spans.get(name, 0.0) for spans in each) for name in names}
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 
-def span_table(steps: Sequence[Spans]) -> str:
+def span_table(each: Sequence[Spans]) -> str:
     """The mean step as a Markdown table."""
-    means = mean_spans(steps)
+    means = mean_spans(each)
     total = sum(means.values())
     rows = [f"| {name} | {duration:.3f} | {100 * duration / total:.1f} % |" for name, duration in means.items()]
     return "\n".join(["| span | ms a step | share |", "|---|---:|---:|", *rows, f"| **step** | {total:.3f} | |"])
@@ -234,62 +214,38 @@ def operator_tables(trace: Trace) -> list[str]:
 
     The self time of an operator is without the operators that it calls; its share is that of all self times.
     """
-    operators = [event for event in trace if event.get("cat") == "cpu_op" and event.get("ph") == "X"]
-    kernels = [event for event in trace if event.get("cat") in KERNELS and event.get("ph") == "X"]
-    return [_table(title, events) for title, events in (("operator", operators), ("kernel", kernels)) if events]
+    rows = operators(trace, by_shape=False)["rows"]
+    kinds = {"operator": (OPERATOR,), "kernel": ON_DEVICE}
+    chosen = {title: [row for row in rows if row["category"] in kind] for title, kind in kinds.items()}
+    return [_table(title, found) for title, found in chosen.items() if found]
 
 
-def _table(title: str, events: Trace) -> str:
-    calls, own, total = defaultdict[str, int](int), defaultdict[str, float](float), defaultdict[str, float](float)
-    for event, self_time in zip(events, self_times(events), strict=True):
-        name = event["name"]
-        calls[name] += 1
-        own[name] += self_time / 1000
-        total[name] += event["dur"] / 1000
-    everything = sum(own.values())
-    longest = sorted(own, key=lambda name: -own[name])
+def _table(title: str, found: Sequence[Mapping[str, Any]]) -> str:
+    everything = sum(row["self"] for row in found)
     rows = [
-        f"| `{printable(name, 80).replace('|', '∣')}` | {calls[name]:,} | {own[name]:.3f} | {total[name]:.3f} "
-        f"| {100 * own[name] / everything:.1f} % |"
-        for name in longest[:LONGEST_TABLE]
+        f"| `{printable(row['name'], 80).replace('|', '∣')}` | {row['calls']:,} | {row['self'] / 1000:.3f} "
+        f"| {row['total'] / 1000:.3f} | {100 * row['self'] / everything:.1f} % |"
+        for row in found[:LONGEST_TABLE]
     ]
-    more = [f"\n{len(longest) - LONGEST_TABLE} more are shorter."] if len(longest) > LONGEST_TABLE else []
+    more = [f"\n{len(found) - LONGEST_TABLE} more are shorter."] if len(found) > LONGEST_TABLE else []
     head = [f"| {title} | calls | self, ms | total, ms | share |", "|---|---:|---:|---:|---:|"]
     return "\n".join([*head, *rows, *more])
 
 
-def self_times(events: Trace) -> list[float]:
-    """Of each event the microseconds that are not those of the events directly within it, on its thread."""
-
-    def end(index: int) -> float:
-        return float(events[index]["ts"] + events[index]["dur"])
-
-    own = [float(event["dur"]) for event in events]
-    running: dict[tuple[Any, Any], list[int]] = defaultdict(list)
-    for index in sorted(range(len(events)), key=lambda index: (events[index]["ts"], -events[index]["dur"])):
-        outer = running[events[index]["pid"], events[index]["tid"]]
-        while outer and end(outer[-1]) + ROUNDING < end(index):
-            outer.pop()
-        if outer:
-            own[outer[-1]] -= events[index]["dur"]
-        outer.append(index)
-    return own
-
-
-def span_figure(steps: Sequence[tuple[int, Spans]]) -> NDArray[np.uint8]:
+def span_figure(recorded: Sequence[tuple[int, Spans]]) -> NDArray[np.uint8]:
     """A bar a step, of its spans one upon the other, (height, width, 3)."""
     from matplotlib.figure import Figure  # half a second, for those alone who profile
 
     figure = Figure((7.2, 4.4), layout="constrained")
     axes = figure.subplots()
-    places = range(len(steps))
-    height = np.zeros(len(steps))
-    names = dict.fromkeys(name for _, spans in steps for name in spans if name != "other")
+    places = range(len(recorded))
+    height = np.zeros(len(recorded))
+    names = dict.fromkeys(name for _, spans in recorded for name in spans if name != "other")
     for name in [*names, "other"]:
-        durations = np.array([spans.get(name, 0.0) for _, spans in steps])
+        durations = np.array([spans.get(name, 0.0) for _, spans in recorded])
         axes.bar(places, durations, 0.7, height, label=name, color="lightgrey" if name == "other" else None)
         height += durations
-    axes.set_xticks(places, [f"{step:,}" for step, _ in steps])
+    axes.set_xticks(places, [f"{step:,}" for step, _ in recorded])
     axes.set_xlabel("step")
     axes.set_ylabel("ms")
     axes.spines[["top", "right"]].set_visible(False)
