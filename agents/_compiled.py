@@ -4,6 +4,9 @@ Plain functions on arrays, which numba compiles into one kernel for each environ
 constants to it, so that loops over a layer become vector instructions. The dynamics are Gymnasium's, in float64; the
 policy is in float32, as torch has it. What differs from the other engine are the random numbers alone.
 
+The environments alone, stepped together for the agents whose policies stay in torch, are a kernel of their own; it
+stands here because numba compiles a kernel anew when its file has changed, not when what it calls has.
+
 The parameters of the policy lie in one vector, inputs before outputs: hidden weights (observation size, hidden size),
 hidden biases, logit weights (actions, hidden size), logit biases.
 """
@@ -27,7 +30,7 @@ from torch.profiler import record_function
 from rlboard.config import printable
 from rlboard.errors import UsageError
 
-CARTPOLE, ACROBOT, MOUNTAIN_CAR = range(3)
+CARTPOLE, ACROBOT, MOUNTAIN_CAR, PENDULUM, CONTINUOUS_MOUNTAIN_CAR = range(5)
 ENVIRONMENTS = {
     "gymnasium.envs.classic_control.cartpole:CartPoleEnv": (CARTPOLE, 4, 2),
     "gymnasium.envs.classic_control.acrobot:AcrobotEnv": (ACROBOT, 6, 3),
@@ -35,6 +38,12 @@ ENVIRONMENTS = {
 }
 """Gymnasium's entry point to the environment's number, its observation size and its number of actions."""
 KNOWN = "CartPole-v1, Acrobot-v1 and MountainCar-v0"
+NUMBERS = {entry_point: number for entry_point, (number, _, _) in ENVIRONMENTS.items()} | {
+    "gymnasium.envs.classic_control.pendulum:PendulumEnv": PENDULUM,
+    "gymnasium.envs.classic_control.continuous_mountain_car:Continuous_MountainCarEnv": CONTINUOUS_MOUNTAIN_CAR,
+}
+"""The same for all that `step_all` knows; those whose action is one float have no policy here."""
+STEPPED = "CartPole-v1, Acrobot-v1, MountainCar-v0, Pendulum-v1 and MountainCarContinuous-v0"
 
 # Sums may be reordered into vectors; NaN stays NaN, so that a loss that explodes is seen.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -72,6 +81,26 @@ class Learner(NamedTuple):
     returns: Floats
 
 
+class Worlds(NamedTuple):
+    """All that `step_all` keeps between steps; the first four decide the future.
+
+    Attributes:
+        states: of the environments' own variables, (count, 4); those with two leave the others at zero.
+        randoms: state of the random numbers, (count, 1).
+        steps, scores: of the episodes at hand, (count,).
+        actions: of the step at hand, (count,) int64 or float32.
+        ended_scores, ended_lengths: of the episodes that the last step has ended, (count,), as many as it says.
+    """
+
+    states: NDArray[np.float64]
+    randoms: NDArray[np.uint64]
+    steps: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    actions: NDArray[Any]
+    ended_scores: NDArray[np.float64]
+    ended_lengths: NDArray[np.int64]
+
+
 LASTING = ("random", "parameters", "first_moments", "second_moments", "updates")
 """What of a learner decides the next episode; the rest is written before it is read."""
 
@@ -95,8 +124,11 @@ def uniform(random: NDArray[np.uint64]) -> float:
 @inlined
 def start(environment: int, random: NDArray[np.uint64]) -> State:
     """The state after a reset; environments of two variables leave the others at zero."""
-    if environment == MOUNTAIN_CAR:
+    if environment in (MOUNTAIN_CAR, CONTINUOUS_MOUNTAIN_CAR):
         return 0.2 * uniform(random) - 0.6, 0.0, 0.0, 0.0
+    if environment == PENDULUM:
+        angle, velocity = 2.0 * uniform(random) - 1.0, 2.0 * uniform(random) - 1.0
+        return math.pi * angle, velocity, 0.0, 0.0
     first, second = 0.2 * uniform(random) - 0.1, 0.2 * uniform(random) - 0.1
     third, fourth = 0.2 * uniform(random) - 0.1, 0.2 * uniform(random) - 0.1
     scale = 0.5 if environment == CARTPOLE else 1.0
@@ -113,18 +145,24 @@ def observe(environment: int, state: State, observation: Floats) -> None:
         observation[0], observation[1] = math.cos(first), math.sin(first)
         observation[2], observation[3] = math.cos(second), math.sin(second)
         observation[4], observation[5] = third, fourth
+    elif environment == PENDULUM:
+        observation[0], observation[1], observation[2] = math.cos(first), math.sin(first), second
     else:
         observation[0], observation[1] = first, second
 
 
 @inlined
-def advance(environment: int, state: State, action: int) -> tuple[State, float, bool]:
-    """The next state, the reward, and whether the episode is terminated."""
+def advance(environment: int, state: State, action: Any) -> tuple[State, float, bool]:
+    """The next state, the reward, and whether the episode is terminated, by a number of an action or a float32."""
     if environment == CARTPOLE:
         return advance_cartpole(state, action)
     if environment == ACROBOT:
         return advance_acrobot(state, action)
-    return advance_mountain_car(state, action)
+    if environment == MOUNTAIN_CAR:
+        return advance_mountain_car(state, action)
+    if environment == PENDULUM:
+        return advance_pendulum(state, action)
+    return advance_continuous_mountain_car(state, action)
 
 
 @inlined
@@ -196,13 +234,42 @@ def wrapped(angle: float) -> float:
 @inlined
 def advance_mountain_car(state: State, action: int) -> tuple[State, float, bool]:
     """Moore (1990)."""
+    position, velocity = driven(state, (action - 1) * 0.001)
+    return (position, velocity, 0.0, 0.0), -1.0, position >= 0.5 and velocity >= 0.0
+
+
+@inlined
+def advance_continuous_mountain_car(state: State, action: float32) -> tuple[State, float, bool]:
+    """The same with any force; Gymnasium rounds the state of this one, and of no other, to single precision."""
+    force = min(max(float64(action), -1.0), 1.0)
+    position, velocity = driven(state, 0.0015 * force)
+    terminated = position >= 0.45 and velocity >= 0.0
+    reward = (100.0 if terminated else 0.0) - 0.1 * float64(action) * float64(action)
+    return (position, velocity, 0.0, 0.0), reward, terminated
+
+
+@inlined
+def driven(state: State, acceleration: float) -> tuple[float, float]:
+    """The position and the velocity of a car in the valley."""
     position, velocity, _, _ = state
-    velocity += (action - 1) * 0.001 - math.cos(3 * position) * 0.0025
+    velocity += acceleration - math.cos(3 * position) * 0.0025
     velocity = min(max(velocity, -0.07), 0.07)
     position = min(max(position + velocity, -1.2), 0.6)
     if position == -1.2 and velocity < 0:
         velocity = 0.0
-    return (position, velocity, 0.0, 0.0), -1.0, position >= 0.5 and velocity >= 0.0
+    return position, velocity
+
+
+@inlined
+def advance_pendulum(state: State, action: float32) -> tuple[State, float, bool]:
+    """A rod of mass and length 1, swung up; it never terminates. Torques are in single precision, as Gymnasium's."""
+    angle, velocity, _, _ = state
+    torque = min(max(action, float32(-2)), float32(2))
+    upright = (angle + math.pi) % (2 * math.pi) - math.pi
+    cost = upright * upright + 0.1 * velocity * velocity + float64(float32(0.001) * (torque * torque))
+    velocity += (15.0 * math.sin(angle) + float64(float32(3) * torque)) * 0.05
+    velocity = min(max(velocity, -8.0), 8.0)
+    return (angle + 0.05 * velocity, velocity, 0.0, 0.0), -cost, False
 
 
 @inlined
@@ -417,6 +484,35 @@ def run(
     return loss, entropy
 
 
+@inlined
+def step_all(environment: int, worlds: Worlds, longest: int, outputs: tuple[Any, ...]) -> int:
+    """A step of every environment, and the next episode's reset where one has ended; returns how many have.
+
+    An episode is truncated after `longest` steps. `outputs` are the fields of `_vector.Step`, and are written to.
+    """
+    observations, rewards, terminated, truncated, finals = outputs
+    states, randoms, steps, scores = worlds.states, worlds.randoms, worlds.steps, worlds.scores
+    ended = 0
+    for number in range(len(steps)):
+        state = states[number, 0], states[number, 1], states[number, 2], states[number, 3]
+        state, reward, end = advance(environment, state, worlds.actions[number])
+        steps[number] += 1
+        scores[number] += reward
+        cut = not end and steps[number] >= longest
+        rewards[number], terminated[number], truncated[number] = reward, end, cut
+        observe(environment, state, finals[number])
+        for index in range(observations.shape[1]):
+            observations[number, index] = finals[number, index]
+        if end or cut:
+            worlds.ended_scores[ended], worlds.ended_lengths[ended] = scores[number], steps[number]
+            ended += 1
+            steps[number], scores[number] = 0, 0.0
+            state = start(environment, randoms[number])
+            observe(environment, state, observations[number])
+        states[number, 0], states[number, 1], states[number, 2], states[number, 3] = state
+    return ended
+
+
 @cache  # one for each environment and hidden size in a process
 def kernel(environment: int, size: int, hidden: int, actions: int) -> Any:
     """`run` for these sizes; `CompiledEngine.prepare` compiles it, or reads it from numba's cache.
@@ -424,13 +520,47 @@ def kernel(environment: int, size: int, hidden: int, actions: int) -> Any:
     Raises:
         RuntimeError: there is no place for numba's cache, or numba is switched off.
     """
-    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        raise RuntimeError("NUMBA_DISABLE_JIT is set")
+    check_numba()
 
     def learn(learner, scores, lengths, learning_rate, gamma, greedy):  # type: ignore[no-untyped-def]
         return run(environment, size, hidden, actions, learner, scores, lengths, learning_rate, gamma, greedy)
 
     return numba.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")(learn)
+
+
+@cache
+def stepper(environment: int) -> Any:
+    """`step_all` for this environment, which is still to be compiled.
+
+    Raises:
+        RuntimeError: as `kernel`.
+    """
+    check_numba()
+
+    def step(worlds, longest, outputs):  # type: ignore[no-untyped-def]
+        return step_all(environment, worlds, longest, outputs)
+
+    return numba.njit(cache=True, error_model="numpy")(step)
+
+
+def check_numba() -> None:
+    """Raises RuntimeError where numba is switched off."""
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise RuntimeError("NUMBA_DISABLE_JIT is set")
+
+
+def prepare(kernel: Any, *arguments: Any) -> tuple[Any, str]:
+    """Compiles the kernel for such arguments, or reads it from numba's cache.
+
+    Returns:
+        What is called with such arguments and no others, and how long it took where it was compiled.
+    """
+    began, misses = time.perf_counter(), sum(kernel.stats.cache_misses.values())
+    function = kernel.compile(tuple(map(numba.typeof, arguments)))
+    if sum(kernel.stats.cache_misses.values()) == misses:
+        return function, ""
+    seconds = time.perf_counter() - began
+    return function, f"compiled in {seconds:.1f} s; later runs on this machine read it from numba's cache"
 
 
 class CompiledEngine:
@@ -464,13 +594,7 @@ class CompiledEngine:
 
     def prepare(self) -> str:
         """Compiles the kernel, or reads it from numba's cache; says how long it took where it was compiled."""
-        began = time.perf_counter()
-        self._kernel.compile(
-            tuple(map(numba.typeof, (self._learner, np.empty(0), np.empty(0, np.int64), 0.0, 0.0, False)))
-        )
-        seconds = time.perf_counter() - began
-        compiled = sum(self._kernel.stats.cache_misses.values())
-        return f"compiled in {seconds:.1f} s; later runs on this machine read it from numba's cache" if compiled else ""
+        return prepare(self._kernel, self._learner, np.empty(0), np.empty(0, np.int64), 0.0, 0.0, False)[1]
 
     def learn(self, episodes: int) -> tuple[list[float], list[int], float, float]:
         """Plays `episodes` episodes and learns from each; see `GymEngine.learn`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -35,6 +36,33 @@ def perceptron(
             nn.init.orthogonal_(linear.weight, output_gain if number == len(layers) - 1 else 2**0.5)
             nn.init.zeros_(linear.bias)
     return nn.Sequential(*layers)
+
+
+def flatten(network: nn.Module) -> nn.Parameter:
+    """All parameters of `network` in one vector, and their gradients in its gradient: they become views of the two.
+
+    An optimizer then changes one tensor and not one for each layer, which for small networks is most of its work, and
+    the norm of all gradients is that of one. From then on they are set to zero in place, never to None.
+    """
+    parameters = list(network.parameters())
+    lengths = [parameter.numel() for parameter in parameters]
+    vector = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
+    vector.grad = torch.zeros_like(vector)
+    parts = zip(parameters, vector.detach().split(lengths), vector.grad.split(lengths), strict=True)
+    for parameter, values, gradients in parts:
+        parameter.data, parameter.grad = values.view_as(parameter), gradients.view_as(parameter)
+    return vector
+
+
+@contextmanager
+def no_denormals() -> Iterator[None]:
+    """Numbers too small for a float's full precision count as zero: a CPU takes a hundred times as long for each, and
+    the moments of units that get no gradient any more fade into them. As a decorator, for an update as a whole."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class Mirror:

@@ -3,8 +3,9 @@
 An episode that ends is followed by the next within the same step, so that every step is a transition that happened;
 what the step itself led to, the observation from which a truncated episode's future is judged, is in `Step.finals`.
 
-Gymnasium's `SyncVectorEnv` does the same for any space and with every `info`, at half the speed for small
-environments; nor can it be taken up again in the middle of an episode, as an exact resume must.
+There are two engines: Gymnasium's environments, here, and those of `_compiled.py`, in machine code.
+Gymnasium's `SyncVectorEnv` does the same for any space and with every `info`, and is slower; nor can it be taken up
+again in the middle of an episode, as an exact resume must.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
-from agents._environments import make_environment
+from agents._environments import blamed, make_environment, sizes
+from rlboard.config import printable
+from rlboard.errors import UsageError
+
+COMPILED_FROM = 20_000
+"""Environment steps from which `--engine auto` takes the compiled engine, whether or not it must be compiled first:
+equal commands give equal runs."""
 
 VECTORISED_FROM = 8
 """Environments from which Gymnasium's own vectorised CartPole is the faster one."""
@@ -36,7 +44,8 @@ class Step(NamedTuple):
     rewards: (environments,) float32.
     terminated: the episode has come to an end of its own, after which nothing can be earned; (environments,).
     truncated: it was cut short, by a time limit, and would have gone on; (environments,).
-    finals: what the step itself led to, the last of an episode where one has ended; (environments, size).
+    finals: what the step itself led to, the last of an episode where one has ended; (environments, size). The very
+        array `observations` where none has ended.
     """
 
     observations: Floats
@@ -51,9 +60,12 @@ class Environments(ABC):
 
     Attributes:
         observations: where the next step begins, (count, size); never written to once it was handed out.
+        notice: which engine steps them, and why where another would have been taken: for an agent's first event.
     """
 
+    engine = "gym"
     observations: Floats
+    notice = "engine: gym"
 
     def __init__(self, env_id: str, count: int, kinds: Sequence[str]) -> None:
         environment = make_environment(env_id, kinds=kinds)
@@ -63,22 +75,16 @@ class Environments(ABC):
         self.scores: deque[float] = deque(maxlen=100)
         self.lengths: deque[int] = deque(maxlen=100)
         self.episodes = 0
-        self.score = np.zeros(count)  # of the episodes at hand
-        self.length = np.zeros(count, np.int64)
 
+    @abstractmethod
     def step(self, actions: NDArray[Any]) -> Step:
         """Takes a step in each environment: actions, (count,) integers or (count, action size) floats."""
-        step = self._advance(actions)
-        self.observations = step.observations
-        self.score += step.rewards
-        self.length += 1
-        ended = step.terminated | step.truncated
-        if ended.any():
-            self.scores.extend(self.score[ended].tolist())
-            self.lengths.extend(self.length[ended].tolist())
-            self.episodes += int(ended.sum())
-            self.score[ended] = self.length[ended] = 0
-        return step
+
+    def note(self, scores: Sequence[float], lengths: Sequence[int]) -> None:
+        """Takes in the returns and the lengths of episodes that have ended."""
+        self.scores.extend(scores)
+        self.lengths.extend(lengths)
+        self.episodes += len(scores)
 
     def scalars(self) -> dict[str, float]:
         """Mean, smallest and largest return and mean length of the last 100 episodes; empty before any has ended."""
@@ -95,11 +101,10 @@ class Environments(ABC):
     def state(self) -> dict[str, Any]:
         """Everything that decides the next step, given its actions."""
         return {
+            "engine": self.engine,
             "scores": list(self.scores),
             "lengths": list(self.lengths),
             "episodes": self.episodes,
-            "score": self.score.tolist(),
-            "length": self.length.tolist(),
             "environments": self._state(),
         }
 
@@ -108,12 +113,7 @@ class Environments(ABC):
         self.scores.extend(state["scores"])
         self.lengths.extend(state["lengths"])
         self.episodes = state["episodes"]
-        self.score[:] = state["score"]
-        self.length[:] = state["length"]
         self._restore(state["environments"])
-
-    @abstractmethod
-    def _advance(self, actions: NDArray[Any]) -> Step: ...
 
     @abstractmethod
     def _state(self) -> Any: ...
@@ -138,6 +138,7 @@ class Gathered(Environments):
         self.environments = [make_environment(env_id) for _ in range(count)]
         self.begun: list[Mapping[str, Any]] = [{}] * count
         self.actions: list[list[Any]] = [[] for _ in range(count)]
+        self.score: list[Any] = [0.0] * count  # of the episodes at hand
         seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
         for environment, own in zip(self.environments, seeds, strict=True):
             environment.reset(seed=own)
@@ -147,27 +148,27 @@ class Gathered(Environments):
         environment = self.environments[number]
         self.begun[number] = environment.unwrapped.np_random.bit_generator.state
         self.actions[number] = []
+        self.score[number] = 0.0
         return np.asarray(environment.reset()[0], np.float32)
 
-    def _advance(self, actions: NDArray[Any]) -> Step:
-        observations = np.empty_like(self.observations)
-        rewards = np.empty(self.count, np.float32)
-        terminated, truncated = np.zeros(self.count, np.bool_), np.zeros(self.count, np.bool_)
-        finals = observations
-        for number, (environment, taken, action) in enumerate(
-            zip(self.environments, self.actions, actions, strict=True)
-        ):
+    def step(self, actions: NDArray[Any]) -> Step:
+        """See `Environments.step`."""
+        for taken, action in zip(self.actions, actions.copy(), strict=True):
             taken.append(action)
-            observations[number], rewards[number], end, cut, _ = environment.step(action)
-            if end or cut:
-                if finals is observations:
-                    finals = observations.copy()
-                finals[number] = observations[number]
-                terminated[number], truncated[number] = end, cut and not end
-                observations[number] = self._begin(number)
-            elif finals is not observations:
-                finals[number] = observations[number]
-        return Step(observations, rewards, terminated, truncated, finals)
+        with blamed(self.env_id):
+            results = [environment.step(action) for environment, action in zip(self.environments, actions, strict=True)]
+            led_to, gained, ends, cuts, _ = zip(*results, strict=True)
+            self.score = [score + reward for score, reward in zip(self.score, gained, strict=True)]
+            self.observations = finals = np.array(led_to, np.float32)
+            rewards, terminated = np.array(gained, np.float32), np.array(ends, np.bool_)
+            truncated = np.array(cuts, np.bool_)
+            if True in ends or True in cuts:
+                self.observations = finals.copy()
+                truncated &= ~terminated
+                for number in np.flatnonzero(terminated | truncated).tolist():
+                    self.note([float(self.score[number])], [len(self.actions[number])])
+                    self.observations[number] = self._begin(number)
+        return Step(self.observations, rewards, terminated, truncated, finals)
 
     def _state(self) -> list[dict[str, Any]]:
         return [
@@ -182,7 +183,8 @@ class Gathered(Environments):
             observation = self._begin(number)
             for action in np.array(told["actions"], dtype):
                 self.actions[number].append(action)
-                observation = environment.step(action)[0]
+                observation, reward, *_ = environment.step(action)
+                self.score[number] += reward
             self.observations[number] = observation
 
     def close(self) -> None:
@@ -204,12 +206,17 @@ class VectorisedCartPole(Environments):
         assert isinstance(made.unwrapped, CartPoleVectorEnv)
         self.environment = made.unwrapped
         self.observations, _ = self.environment.reset(seed=seed)
+        self.score = np.zeros(count)  # of the episodes at hand
 
-    def _advance(self, actions: NDArray[Any]) -> Step:
+    def step(self, actions: NDArray[Any]) -> Step:
+        """See `Environments.step`."""
         environment = self.environment
         observations, rewards, terminated, truncated, _ = environment.step(actions)
         finals, ended = observations, environment.prev_done
+        self.score += rewards
         if ended.any():
+            self.note(self.score[ended].tolist(), environment.steps[ended].tolist())
+            self.score[ended] = 0
             truncated &= ~terminated
             fresh = environment.np_random.uniform(environment.low, environment.high, size=(4, int(ended.sum())))
             state: Any = environment.state
@@ -218,21 +225,97 @@ class VectorisedCartPole(Environments):
             observations = finals.copy()
             observations[ended] = fresh.T
             environment.prev_done = np.zeros_like(ended)
+        self.observations = observations
         return Step(observations, rewards, terminated, truncated, finals)
 
     def _state(self) -> dict[str, Any]:
         arrays = {name: getattr(self.environment, name).tolist() for name in self.STATE}
-        return {**arrays, "random": self.environment.np_random.bit_generator.state}
+        return {**arrays, "score": self.score.tolist(), "random": self.environment.np_random.bit_generator.state}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.environment.np_random.bit_generator.state = state["random"]
         for name in self.STATE:
             getattr(self.environment, name)[:] = state[name]
+        self.score[:] = state["score"]
         state_of_all: Any = self.environment.state
         self.observations = state_of_all.T.astype(np.float32)
 
     def close(self) -> None:
         self.environment.close()
+
+
+class CompiledEnvironments(Environments):
+    """A known environment in machine code: a step of all is one call, of a few microseconds.
+
+    The dynamics are Gymnasium's, in float64; what differs are the random numbers of resets.
+
+    Raises:
+        UsageError: the environment is not known.
+        ImportError: there is no numba.
+        RuntimeError: numba has no place for its cache, or is switched off.
+    """
+
+    engine = "compiled"
+    STATE = ("states", "randoms", "steps", "scores")
+
+    def __init__(self, env_id: str, count: int, seed: int, kinds: Sequence[str]) -> None:
+        from agents._compiled import NUMBERS, STEPPED, Worlds, observe, prepare, start, stepper
+
+        super().__init__(env_id, count, kinds)
+        spec = gymnasium.registry.get(env_id)
+        if spec is None or spec.entry_point not in NUMBERS or spec.kwargs or spec.additional_wrappers:
+            raise UsageError(f"--engine compiled knows {STEPPED}, not {printable(env_id)}: use --engine gym")
+        environment, (size, _) = NUMBERS[spec.entry_point], sizes(self)
+        discrete = isinstance(self.action_space, Discrete)
+        self._worlds = Worlds(
+            states=np.zeros((count, 4)),
+            randoms=np.random.SeedSequence(seed).generate_state(count, np.uint64).astype(np.uint64)[:, None],
+            steps=np.zeros(count, np.int64),
+            scores=np.zeros(count),
+            actions=np.zeros(count, np.int64 if discrete else np.float32),
+            ended_scores=np.zeros(count),
+            ended_lengths=np.zeros(count, np.int64),
+        )
+        self._actions = self._worlds.actions if discrete else self._worlds.actions[:, None]
+        self._longest = int(spec.max_episode_steps or np.iinfo(np.int64).max)
+        self.observations = np.zeros((count, size), np.float32)
+        with np.errstate(over="ignore"):  # random numbers wrap around
+            for number in range(count):
+                state = start(environment, self._worlds.randoms[number])
+                self._worlds.states[number] = state
+                observe(environment, state, self.observations[number])
+        self._finals = np.empty_like(self.observations)
+        flags = np.empty(count, np.bool_)
+        outputs = (self.observations, np.empty(count, np.float32), flags, flags, self._finals)
+        self._kernel, how = prepare(stepper(environment), self._worlds, self._longest, outputs)
+        self.notice = f"engine: compiled{how and f' ({how})'}"
+
+    def step(self, actions: NDArray[Any]) -> Step:
+        """See `Environments.step`."""
+        self._actions[:] = actions
+        count = self.count
+        observations, rewards = np.empty(self.observations.shape, np.float32), np.empty(count, np.float32)
+        terminated, truncated, finals = np.empty(count, np.bool_), np.empty(count, np.bool_), self._finals
+        ended = self._kernel(self._worlds, self._longest, (observations, rewards, terminated, truncated, finals))
+        self.observations = observations
+        if not ended:
+            return Step(observations, rewards, terminated, truncated, observations)
+        self.note(self._worlds.ended_scores[:ended].tolist(), self._worlds.ended_lengths[:ended].tolist())
+        self._finals = np.empty_like(finals)  # these are handed out
+        return Step(observations, rewards, terminated, truncated, finals)
+
+    def _state(self) -> dict[str, Any]:
+        arrays = {name: getattr(self._worlds, name).tolist() for name in self.STATE}
+        return {**arrays, "observations": self.observations.tolist()}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        for name in self.STATE:
+            array = getattr(self._worlds, name)
+            array[:] = np.array(state[name], array.dtype)
+        self.observations = np.array(state["observations"], np.float32)
+
+    def close(self) -> None:
+        """There is nothing to free."""
 
 
 class Wanted(Protocol):
@@ -253,15 +336,33 @@ def make_environments(config: Wanted, kinds: Sequence[str], state: Mapping[str, 
 
     Their actions are of these `kinds`, DISCRETE or CONTINUOUS.
 
-    With the `state` of earlier ones they go on from there.
+    With the `state` of earlier ones they go on from there, in the same engine.
 
     Raises:
-        UsageError: see `make_environment`.
+        UsageError: see `make_environment`; or the engine that is asked for does not know the environment; or numba,
+            which the `state` needs, cannot be used.
     """
-    spec = gymnasium.registry.get(config.env_id)
-    vectorised = spec and spec.vector_entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
-    kind = VectorisedCartPole if vectorised and config.num_envs >= VECTORISED_FROM else Gathered
-    environments = kind(config.env_id, config.num_envs, config.seed, kinds)
+    engine = state["engine"] if state else getattr(config, "engine", "gym")
+    arguments = (config.env_id, config.num_envs, config.seed, kinds)
+    environments: Environments | None = None
+    reason = ""
+    if engine == "compiled" or (engine == "auto" and config.total_timesteps >= COMPILED_FROM):
+        try:
+            environments = CompiledEnvironments(*arguments)
+        except UsageError as error:
+            if engine == "compiled":
+                raise
+            reason = f": {error}"
+        except Exception as error:  # noqa: BLE001 - no numba, no place for its cache, a cache broken by a power failure
+            reason = f": numba cannot be used ({printable(error, 120)})"
+            if state:
+                raise UsageError(f"this run began in the compiled engine{reason}: see rlboard doctor") from None
+    if environments is None:
+        spec = gymnasium.registry.get(config.env_id)
+        vectorised = spec and spec.vector_entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
+        kind = VectorisedCartPole if vectorised and config.num_envs >= VECTORISED_FROM else Gathered
+        environments = kind(*arguments)
+        environments.notice += reason
     if state:
         environments.restore(state)
     return environments

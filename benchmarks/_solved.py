@@ -16,7 +16,7 @@ import random
 import runpy
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, SupportsFloat
 from unittest.mock import patch
@@ -106,6 +106,21 @@ class Counted(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
 
+@contextlib.contextmanager
+def counting(training: Training) -> Iterator[None]:
+    """Tells `training` of all environments that `gymnasium.make` makes in here."""
+    make = gymnasium.make
+
+    def counted(*arguments: Any, **options: Any) -> Counted:
+        environment = make(*arguments, **options)
+        if environment.spec is not None:
+            environment.spec.reward_threshold = float("inf")  # one rule for all, also where a script has its own
+        return Counted(environment, training)
+
+    with patch.object(gymnasium, "make", counted):
+        yield
+
+
 def until_solved(train: Callable[[], object], goal: Goal, seed: int) -> Measurement:
     """Runs `train` on one thread until it has reached the goal, has used up its time, or is done.
 
@@ -118,16 +133,8 @@ def until_solved(train: Callable[[], object], goal: Goal, seed: int) -> Measurem
     np.random.seed(seed)  # noqa: NPY002 - a script may draw from the global generator
     torch.manual_seed(seed)
     training = Training(goal, seed)
-    make = gymnasium.make
-
-    def counted(*arguments: Any, **options: Any) -> Counted:
-        environment = make(*arguments, **options)
-        if environment.spec is not None:
-            environment.spec.reward_threshold = float("inf")  # one rule for all, also where a script has its own
-        return Counted(environment, training)
-
     ended = False
-    with patch.object(gymnasium, "make", counted), contextlib.suppress(_Enough):
+    with counting(training), contextlib.suppress(_Enough):
         train()
         ended = True
     if training.watch is None:
@@ -135,8 +142,8 @@ def until_solved(train: Callable[[], object], goal: Goal, seed: int) -> Measurem
     return goal.measurement(training.watch, training.steps, training.episodes, training.solved, ended)
 
 
-def run_script(path: Path, *arguments: str) -> None:
-    """Runs a Python file as a program, in this process; `import gym` gets it Gymnasium."""
+def run_script(path: Path, *arguments: str) -> dict[str, Any]:
+    """Runs a Python file as a program, in this process; `import gym` gets it Gymnasium. Returns its global names."""
     sys.modules["gym"] = gymnasium
     with patch.object(sys, "argv", [str(path), *arguments]):
-        runpy.run_path(str(path), run_name="__main__")
+        return runpy.run_path(str(path), run_name="__main__")

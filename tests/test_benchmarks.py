@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+from agents import ppo
 from agents.reinforce import PRESETS, Config, train
-from benchmarks import _airbench, reader, reinforce, resume, runs, vision, writer
+from benchmarks import _airbench, _peers, _returns, reader, reinforce, resume, runs, vision, writer
+from benchmarks import agents as agents_benchmark
 from benchmarks._solved import Goal, run_script, until_solved
 from benchmarks.harness import (
     Benchmark,
@@ -35,6 +37,8 @@ from benchmarks.harness import (
     number,
     run,
 )
+from rlboard.checkpoint import read_run
+from rlboard.registry import find_loop
 from vision import train as vision_train
 from vision._data import load_dataset
 from vision._models import build_model
@@ -611,8 +615,234 @@ def test_a_gpu_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str])
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_peers_are_given_our_hyperparameters_under_their_names() -> None:
+    values = find_loop("agents/ppo").defaults() | {"num_envs": 4, "n_steps": 16, "batch_size": 32, "anneal": True}
+    arguments, differences = _peers.StableBaselines3().given("ppo", values)
+    schedules = [arguments.pop(name)(0.25) for name in ("learning_rate", "clip_range")]
+    assert schedules == [0.25 * float(values["learning_rate"]), 0.25 * float(values["clip_range"])]
+    assert arguments == {
+        "n_steps": 16,
+        "batch_size": 32,
+        "n_epochs": values["n_epochs"],
+        "gamma": values["gamma"],
+        "gae_lambda": values["gae_lambda"],
+        "ent_coef": values["entropy_coefficient"],
+        "vf_coef": values["value_coefficient"],
+        "max_grad_norm": values["max_grad_norm"],
+        "policy_kwargs": {"net_arch": [values["hidden_size"]] * 2},
+        "seed": values["seed"],
+    }
+    assert differences == []
+
+    arguments, differences = _peers.CleanRL(None).given("ppo", values)
+    assert (arguments["num_steps"], arguments["num_minibatches"]) == (16, 2)
+    assert arguments["vf_coef"] == 2 * float(values["value_coefficient"])
+    assert differences == ["clip range not annealed"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "changes", "differences"),
+    [
+        ("dqn", {}, ["layers of 120 and 84"]),
+        ("dqn", {"train_every": 8, "gradient_steps": 4}, ["layers of 120 and 84", "an update every 2 steps"]),
+        ("dqn", {"n_steps": 3, "double": True}, ["layers of 120 and 84", "without double", "without n_steps 3"]),
+        ("ppo", {"anneal": False, "hidden_size": 32}, ["layers of 64 and 64"]),
+        ("ppo", {"anneal": False, "normalize_rewards": True}, ["without normalize_rewards"]),
+    ],
+)
+def test_what_a_peer_cannot_be_given_is_said(agent: str, changes: dict[str, Any], differences: list[str]) -> None:
+    plain = {"train_every": 1, "gradient_steps": 1} if agent == "dqn" else {}
+    values = find_loop(f"agents/{agent}").defaults() | plain | changes
+    assert _peers.CleanRL(None).given(agent, values).differences == differences
+    assert _peers.label(_peers.CleanRL(None), agent, values) == f"CleanRL ({'; '.join(differences)})"
+
+
+def test_what_a_peer_cannot_do_at_all_is_refused() -> None:
+    values = find_loop("agents/dqn").defaults()
+    with pytest.raises(ContenderError, match="cannot update so often"):
+        _peers.CleanRL(None).given("dqn", values | {"train_every": 2, "gradient_steps": 4})
+    with pytest.raises(ContenderError, match="always normalises"):
+        _peers.CleanRL(None).given("ppo", find_loop("agents/ppo").defaults("pendulum"))
+    for peer in (_peers.CleanRL(None), _peers.StableBaselines3()):
+        with pytest.raises(ContenderError, match="has no reinforce"):
+            peer.given("reinforce", find_loop("agents/reinforce").defaults())
+    with pytest.raises(ContenderError, match="--cleanrl CHECKOUT"):
+        _peers.CleanRL(None).lines("ppo")
+
+
+def test_speed_is_compared_at_equal_hyperparameters() -> None:
+    for agent, steps, changes in agents_benchmark.SPEED.values():
+        values = find_loop(f"agents/{agent}").defaults() | changes | {"total_timesteps": steps}
+        assert _peers.StableBaselines3().given(agent, values).differences == []
+        assert steps % (int(values["num_envs"]) * int(values.get("n_steps", 1))) == 0  # whole rollouts on all sides
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of CleanRL whose PPO learns nothing, but says what it was given and what it has seen."""
+    script = tmp_path / "cleanrl" / "ppo.py"
+    script.parent.mkdir()
+    script.write_text(LIKE_CLEANRL)
+    (tmp_path / "cleanrl_utils.py").touch()
+    return tmp_path
+
+
+LIKE_CLEANRL = """
+import sys
+from types import SimpleNamespace
+
+import cleanrl_utils
+import gymnasium as gym
+import numpy as np
+
+flags = dict(flag.lstrip("-").partition("=")[::2] for flag in sys.argv[1:])
+assert {"no-cuda", "anneal_lr", "no-clip_vloss"} < flags.keys()
+make = lambda: gym.wrappers.RecordEpisodeStatistics(gym.make(flags["env_id"]))
+envs = gym.vector.SyncVectorEnv([make] * int(flags["num_envs"]))
+envs.reset(seed=int(flags["seed"]))
+ends = []
+for step in range(int(flags["total_timesteps"]) // envs.num_envs):
+    observations, _, terminated, truncated, infos = envs.step(np.zeros(envs.num_envs, np.int64))
+    if truncated.any():
+        assert (observations > 0).all()
+        assert all(not final.any() for final in infos["final_observation"])
+        ends += [info["episode"]["r"] for info in infos["final_info"]]
+assert ends == [5, 5] * (step // 5), ends
+agent = SimpleNamespace(actor=lambda inputs: inputs)
+"""
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_cleanrl_runs_as_it_is_and_is_judged_as_we_are(fixed: str, checkout: Path) -> None:
+    changes: dict[str, Any] = {"env_id": fixed, "total_timesteps": 52, "num_envs": 2, "n_steps": 2, "batch_size": 4}
+    values = find_loop("agents/ppo").defaults() | changes
+    cell = _returns.Cell("ppo", fixed, "")
+    path = list(sys.path)
+    measured = _returns.peers_training(_peers.CleanRL(checkout), cell, values)
+    assert measured.extra == {"return": 5, "in training": 5, "steps": 52}
+    assert sys.path == path
+    assert _peers.CleanRL(checkout).lines("ppo") == len(LIKE_CLEANRL.splitlines())
+    assert gymnasium.vector.SyncVectorEnv is not _peers.VectorEnvironments
+
+
+def test_every_environment_that_an_agent_has_a_preset_for_is_a_cell() -> None:
+    cells = _returns.all_cells()
+    assert cells["ppo:CartPole-v1"] == _returns.Cell("ppo", "CartPole-v1", "")
+    for name, cell in cells.items():
+        assert (cell.name, cell.values(3, quick=True)["env_id"]) == (name, cell.env_id)
+        assert cell.values(3, quick=True)["seed"] == 3
+    assert {cell.agent for cell in cells.values()} >= {"reinforce", "a2c", "ppo", "dqn"}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_ours_is_judged_by_its_final_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_returns, "EPISODES", 3)
+    task = _returns.Task(_returns.all_cells()["ppo:CartPole-v1"], None, 7, tmp_path, quick=True)
+    values = task.cell.values(7, quick=True)
+    measured = _returns.our_training(task.cell, values, task.directory, task.run)
+    saved = read_run(str(task.run))
+    act = ppo.actor(ppo.Config(**saved.config), saved.weights, True, 0)  # type: ignore[arg-type]
+    scores = []
+    environment = gymnasium.make("CartPole-v1")
+    for seed in range(_returns.UNSEEN, _returns.UNSEEN + 3):
+        observation, _ = environment.reset(seed=seed)
+        scores.append(0.0)
+        ended = False
+        while not ended:
+            observation, reward, terminated, truncated, _ = environment.step(act(observation))
+            scores[-1] += float(reward)
+            ended = terminated or truncated
+    assert measured.extra["return"] == pytest.approx(sum(scores) / 3)
+    assert measured.extra["steps"] == values["total_timesteps"] == saved.step
+    steps, returns = _returns.curve_of(task.run)
+    assert returns[-1] == measured.extra["in training"]
+    assert steps[-1] == saved.step
+    assert (np.diff(steps) > 0).all()
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> _returns.Task:
+    return _returns.Task(_returns.Cell("ppo", "CartPole-v1", ""), None, 1, tmp_path, quick=False)
+
+
+def test_a_training_that_ended_is_kept_until_its_hyperparameters_change(
+    task: _returns.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def measure(function: Function, directory: Path) -> Measurement:  # noqa: ARG001
+        done.append(function.name)
+        return Measurement(1, 2.0, 3.0, extra={"return": float(len(done)), "in training": math.nan, "steps": 9.0})
+
+    monkeypatch.setattr(Function, "measure", measure)
+    assert [task.done().extra["return"] for _ in range(2)] == [1, 1]
+    assert task.done(again=True).extra["return"] == 2
+    assert dataclasses.replace(task, seed=2).done().extra["return"] == 3
+    assert dataclasses.replace(task, quick=True).done().extra["return"] == 4
+    kept = dataclasses.replace(task, quick=True).done()
+    assert (kept.cpu_seconds, kept.wall_seconds) == (2, 3)
+    assert math.isnan(kept.extra["in training"])
+    assert done == ["rlboard"] * 4
+
+
+def test_the_table_of_returns(task: _returns.Task, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def done(task: _returns.Task, again: bool) -> Measurement:  # noqa: ARG001
+        if task.seed == 5:
+            raise ContenderError("broken | pipe")
+        score = 1000.0 if task.seed == 4 else task.seed  # an outlier: its quarter is left out
+        return Measurement(1, task.seed, 2.0, extra={"return": score, "in training": 7.0, "steps": 1000.0})
+
+    monkeypatch.setattr(_returns.Task, "done", done)
+    tasks = [dataclasses.replace(task, seed=seed) for seed in range(1, 6)]
+    outcomes = _returns.trained(tasks, 2, again=False)
+    assert "[5 of 5]" in capsys.readouterr().err
+    other = _returns.Outcome(failures=["there is none"])
+    rows = _returns.table([(task.cell, "rlboard", 123, outcomes[task.cell, "rlboard"]), (task.cell, "X", None, other)])
+    ours, theirs = rows.splitlines()[2:]
+    assert ours.startswith(r"| CartPole-v1 | ppo | rlboard: broken \| pipe (1 seeds) | 4 | 1,000 | 2.5 (")
+    assert ours.endswith(" | 7.0 (7.0 to 7.0) | 2.50 s | 2.00 s | 123 |")
+    assert theirs == "| CartPole-v1 | ppo | X: there is none |  |  |  |  |  |  |  |"
+    assert {line.count(" |") for line in rows.splitlines()} == {10}
+
+
+def test_the_figure_of_learning_curves(task: _returns.Task, tmp_path: Path) -> None:
+    from PIL import Image
+
+    def curve(last: float) -> _returns.Curve:
+        return np.array([0.0, 10.0, last]), np.array([0.0, 100.0, 500.0])
+
+    two = {task.cell: [curve(20), curve(25)], dataclasses.replace(task.cell, env_id="Pendulum-v1"): [curve(20)]}
+    _returns.draw(two, tmp_path / "two.png")
+    with Image.open(tmp_path / "two.png") as image:
+        assert image.width == 2 * round(3.2 * 110)
+        colors = {color for _, color in image.convert("RGB").getcolors(maxcolors=2**24) or []}
+    assert {(255, 127, 14), (0, 0, 0)} < colors  # the interquartile mean, and CartPole's threshold
+
+
+@pytest.mark.slow
+def test_returns_of_us_and_of_a_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("stable_baselines3")
+    figure = tmp_path / "figure.png"
+    command = ["--quick", "--only=return", "--peers", "--cell=ppo:CartPole-v1", "--seeds=2", "--jobs=2"]
+    command += [f"--into={tmp_path}", f"--figure={figure}"]
+    assert agents_benchmark.command_line(command) == 0
+    ours, theirs = capsys.readouterr().out.splitlines()[2:]
+    assert ours.startswith("| CartPole-v1 | ppo | rlboard | 2 | 2,048 | ")
+    assert theirs.startswith("| CartPole-v1 | ppo | SB3 | 2 | 2,048 | ")
+    assert figure.exists()
+    assert agents_benchmark.command_line(command) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [ours, theirs]
+
+
+def test_an_unknown_cell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        agents_benchmark.command_line(["--only=return", "--cell=ppo:Pong"])
+    assert exit_.value.code == 2
+    assert "ppo:CartPole-v1" in capsys.readouterr().err
+
+
 def test_names_are_unique() -> None:
-    for module in (reader, reinforce, resume, runs, vision, writer):
+    for module in (agents_benchmark, reader, reinforce, resume, runs, vision, writer):
         benchmarks = module.benchmarks(True)
         for names in (
             [benchmark.name for benchmark in benchmarks],
@@ -622,6 +852,7 @@ def test_names_are_unique() -> None:
 
 
 HEAVY = {
+    *agents_benchmark.SPEED,
     "command",
     "export",
     "graph-resnet18",
@@ -644,7 +875,7 @@ EVERY_BENCHMARK = [
         marks=[pytest.mark.slow] if benchmark.name in HEAVY else [],
         id=benchmark.name,
     )
-    for module in (reader, reinforce, resume, runs, vision, writer)
+    for module in (agents_benchmark, reader, reinforce, resume, runs, vision, writer)
     for benchmark in module.benchmarks(True)
 ]
 

@@ -30,6 +30,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "agents/reinforce": [{"engine": "gym"}, {"engine": "compiled"}, {"env_id": "Acrobot-v1", "episodes": 21}],
+    "agents/dqn": [
+        {"total_timesteps": 300, "train_every": 45, "gradient_steps": 2, "log_every": 40, "eval_every": 130},
+        {"total_timesteps": 300, "num_envs": 3, "double": True, "dueling": True, "n_steps": 3, "gradient_steps": 8}
+        | {"buffer_size": 100, "train_every": 45, "log_every": 40},
+    ],
+    "agents/ppo": [
+        {"total_timesteps": 600, "num_envs": 3, "batch_size": 48, "n_steps": 16, "log_every": 50, "eval_every": 200}
+        | {"normalize_observations": True, "normalize_rewards": True},
+        {"env_id": "Pendulum-v1", "total_timesteps": 1024, "normalize_rewards": True, "log_every": 1},
+    ],
     "vision/train": [
         {"images": 128, "epochs": 2},
         {"images": 96, "epochs": 2, "ema": 0.9, "optimizer": "adamw", "tta": False},

@@ -1,0 +1,312 @@
+"""DQN: deep Q-learning, and three of the improvements that made it strong.
+
+Paper: V. Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015. A network learns
+what an action is worth, Q(s, a), from what the action led to and from what it itself thinks of that:
+
+    y = r + gamma max_a' Q_target(s', a')                    0 in place of the maximum where s' is the end
+    theta <- Adam, on the gradient of Huber(Q(s, a; theta) - y)
+
+Two things keep so circular a rule from running away: transitions are drawn from a replay of the past, and Q_target is a
+copy of the network that stands still for `target_every` steps. Options, each of which leaves the rest as it is:
+
+    --double       a' is chosen by Q and judged by Q_target, so that luck is not taken for worth (van Hasselt, 2016)
+    --dueling      Q(s, a) = V(s) + A(s, a) - mean_b A(s, b): what a state is worth is learned once (Wang, 2016)
+    --n-steps n    y = r_1 + gamma r_2 + ... + gamma^n max_a' Q_target(s_n, a'): rewards come nearer (Sutton, 1988)
+
+Details that matter, and where they are: a truncated episode is bootstrapped from its last observation, `Windows`; the
+target network stands still while gradient steps are taken, and judges the batches of all of them in one pass, `learn`;
+acting needs no gradient and runs in NumPy, and a greedy action needs no V, `QNetwork.greedy`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from agents._environments import DISCRETE, Act, evaluation, make_environment, passed, sizes
+from agents._networks import Mirror, flatten, no_denormals, perceptron
+from agents._replay import Batch, Replay, Windows
+from agents._vector import make_environments
+from rlboard.checkpoint import load_weights
+from rlboard.config import option
+from rlboard.devices import resolve_device
+from rlboard.errors import NumericalError, UsageError
+from rlboard.events import Embedding, Event, Image, Video
+from rlboard.seeding import seed_everything
+
+
+@dataclass(frozen=True)
+class Config:
+    env_id: str = option("CartPole-v1", "Gymnasium environment: discrete actions, flat Box observations",
+                         check="agents._environments:check_discrete")  # fmt: skip
+    total_timesteps: int = option(50_000, "steps to train, those of all environments", min=1, smoke=1000, resume=True)
+    num_envs: int = option(1, "environments stepped side by side", min=1, max=4096)
+    learning_rate: float = option(2.3e-3, "step size of Adam", above=0, max=1e30, alias="--lr")
+    gamma: float = option(0.99, "discount: what a reward one step later is worth", min=0, max=1)
+    double: bool = option(False, "double Q-learning: the network chooses the next action, its target judges it")
+    dueling: bool = option(False, "two streams, for what a state is worth and for what each action adds")
+    n_steps: int = option(1, "rewards that are counted before the target network estimates the rest", min=1, max=1000)
+    hidden_size: int = option(256, "units of each of the two hidden layers", min=1, max=65536)
+    batch_size: int = option(64, "transitions of a gradient step", min=1)
+    buffer_size: int = option(100_000, "transitions that the replay keeps; the oldest give way", min=1)
+    learning_starts: int = option(1000, "steps before the first update, so that the replay is varied", min=0, smoke=200)
+    train_every: int = option(256, "steps between updates", min=1)
+    gradient_steps: int = option(128, "gradient steps of an update, each on a batch of its own", min=1)
+    target_every: int = option(10, "steps after which the target network becomes a copy of the network", min=1)
+    max_grad_norm: float = option(10.0, "largest norm of a gradient; a larger one is scaled down", above=0)
+    exploration_steps: int = option(8000, "steps over which random actions fall from all to the final share", min=1)
+    exploration_final: float = option(0.04, "share of random actions in the end: epsilon", min=0, max=1)
+    log_every: int = option(1000, "steps between points of the curves", min=1, resume=True)
+    eval_every: int = option(10_000, "steps between evaluations; there is always one at the end", min=1, resume=True)
+    eval_episodes: int = option(10, "greedy episodes in an evaluation", min=1, smoke=2, resume=True)
+    engine: str = option("auto", "gym: Gymnasium's environments; compiled: machine code, for those it knows; "
+                         "auto: compiled where it can be, from 20,000 steps up",
+                         choices=("auto", "gym", "compiled"))  # fmt: skip
+    seed: int = option(1, "seed of the weights, the actions, the batches and the environments", min=0)
+    device: str = option("cpu", "auto, cpu, cuda, cuda:N or mps; so small a network is fastest on the CPU",
+                         check="rlboard.devices:check_device")  # fmt: skip
+
+
+PRESETS = {
+    "cartpole": {},
+    "acrobot": {
+        "env_id": "Acrobot-v1", "total_timesteps": 100_000, "learning_rate": 6.3e-4, "batch_size": 128,
+        "buffer_size": 50_000, "learning_starts": 0, "train_every": 4, "gradient_steps": 4, "target_every": 250,
+        "exploration_steps": 12_000, "exploration_final": 0.1,
+    },
+    "lunarlander": {
+        "env_id": "LunarLander-v3", "total_timesteps": 100_000, "learning_rate": 6.3e-4, "batch_size": 128,
+        "buffer_size": 50_000, "learning_starts": 0, "train_every": 4, "gradient_steps": 4, "target_every": 250,
+        "exploration_steps": 12_000, "exploration_final": 0.1,
+    },
+    "mountaincar": {
+        "env_id": "MountainCar-v0", "total_timesteps": 120_000, "learning_rate": 4e-3, "gamma": 0.98,
+        "batch_size": 128, "buffer_size": 10_000, "train_every": 16, "gradient_steps": 8, "target_every": 600,
+        "exploration_steps": 24_000, "exploration_final": 0.07,
+    },
+}  # fmt: skip
+
+
+class QNetwork(nn.Module):
+    """Q(s, a): observations (batch, observation size) to (batch, actions)."""
+
+    def __init__(self, observation_size: int, hidden_size: int, actions: int, dueling: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(observation_size, hidden_size), nn.ReLU())
+        self.advantage = perceptron((hidden_size, hidden_size, actions), nn.ReLU)  # Q itself where nothing is added
+        self.value = perceptron((hidden_size, hidden_size, 1), nn.ReLU) if dueling else None
+
+    def forward(self, observations: Tensor) -> Tensor:
+        hidden = self.body(observations)
+        advantages: Tensor = self.advantage(hidden)
+        if self.value is None:
+            return advantages
+        value: Tensor = self.value(hidden)
+        return value + advantages - advantages.mean(-1, keepdim=True)
+
+    def features(self, observations: Tensor) -> Tensor:
+        """What the last layer sees of observations: (batch, hidden size)."""
+        features: Tensor = self.advantage[:-1](self.body(observations))
+        return features
+
+    def mirror(self) -> Mirror:
+        """What acting needs, in NumPy: the best action has the largest advantage, whatever the state is worth."""
+        return Mirror(nn.Sequential(*self.body, *self.advantage))
+
+
+def refuse_in_vain(config: Config) -> None:
+    """Raises UsageError where a batch is larger than the replay can be, or nothing would be learned."""
+    if config.batch_size > config.buffer_size:
+        raise UsageError(
+            f"--batch-size {config.batch_size} is more than the replay keeps: "
+            f"give at most {config.buffer_size}, the --buffer-size, or a larger one of those"
+        )
+    there = max(config.learning_starts + 1, config.n_steps * config.num_envs)
+    first = math.ceil(there / config.train_every) * config.train_every
+    if first > config.total_timesteps:
+        raise UsageError(
+            f"--total-timesteps {config.total_timesteps} end before anything is learned: give at least {first}, "
+            f"or a smaller --learning-starts ({config.learning_starts}) or --train-every ({config.train_every})"
+        )
+
+
+@np.errstate(over="ignore", invalid="ignore")  # weights that diverge show in the loss
+def choose(q: Mirror, observations: NDArray[np.float32], epsilon: float, rng: np.random.Generator) -> NDArray[Any]:
+    """For each of observations, (batch, size), the best action, or any with chance epsilon: (batch,)."""
+    explores = rng.random(len(observations)) < epsilon
+    actions = rng.integers(q.layers[-1][1].size, size=len(observations))
+    return actions if explores.all() else np.where(explores, actions, q(observations).argmax(-1))
+
+
+@no_denormals()
+def learn(
+    config: Config, network: QNetwork, target: QNetwork, optimizer: torch.optim.Optimizer, transitions: Batch
+) -> dict[str, Tensor]:
+    """Takes a gradient step on each batch of `transitions`, and returns what the last one came to."""
+    gradient = optimizer.param_groups[0]["params"][0].grad
+    batches = {name: torch.split(values, config.batch_size) for name, values in transitions.items()}
+    with torch.no_grad():
+        target_q = torch.split(target(transitions["next_observations"]), config.batch_size)
+    for number, next_q in enumerate(target_q):
+        batch = {name: parts[number] for name, parts in batches.items()}
+        if config.double:
+            with torch.no_grad():
+                best = network(batch["next_observations"]).argmax(1, keepdim=True)
+            next_values = next_q.gather(1, best).squeeze(1)
+        else:
+            next_values = next_q.amax(1)
+        y = torch.addcmul(batch["rewards"], batch["discounts"], next_values)
+        q = network(batch["observations"]).gather(1, batch["actions"][:, None]).squeeze(1)
+        loss = nn.functional.smooth_l1_loss(q, y)  # Huber's
+        gradient.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.linalg.vector_norm(gradient)
+        gradient.mul_((config.max_grad_norm / norm).clamp_(max=1))
+        optimizer.step()
+    return {"loss": loss.detach(), "q": q.detach(), "y": y, "norm": norm}
+
+
+def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int) -> Act:
+    """What a finished run has learned: the best action, or, one time in 1 / exploration_final, any.
+
+    Raises:
+        DataError: `weights` are of another network than `config` describes.
+    """
+    environment = make_environment(config.env_id)
+    observation_size, action_count = sizes(environment)
+    network = QNetwork(observation_size, config.hidden_size, action_count, config.dueling)
+    load_weights(network, weights)
+    values, rng = network.mirror(), np.random.default_rng(seed)
+
+    def act(observation: NDArray[np.float32]) -> int:
+        explores = not greedy and rng.random() < config.exploration_final
+        return int(rng.integers(action_count) if explores else values(observation).argmax())
+
+    return act
+
+
+def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Event]:
+    """Trains, and yields an event at step 0, every `log_every` steps, at evaluations, and at the last step.
+
+    The x axis counts the steps of all environments. With the `state` of an earlier event it goes on behind that, and
+    the first event is at its step.
+
+    Raises:
+        UsageError: the environment, the device or the configuration cannot be used (before the first event).
+        NumericalError: the loss is NaN or infinite.
+    """
+    torch.set_num_threads(1)  # a second thread costs more than layers of this size can give it to do
+    rng = seed_everything(config.seed)
+    device = resolve_device(config.device)
+    refuse_in_vain(config)
+    environments = make_environments(config, [DISCRETE], state["environments"] if state else None)
+    observation_size, action_count = sizes(environments)
+    replay = Replay(config.buffer_size, environments)
+    windows = Windows(replay, config.n_steps, config.gamma)
+    network = QNetwork(observation_size, config.hidden_size, action_count, config.dueling).to(device)
+    target = deepcopy(network)
+    weights, target_weights = flatten(network), flatten(target)
+    optimizer = torch.optim.Adam([weights], lr=config.learning_rate, fused=True)
+    learned: dict[str, Tensor] = {}  # what the last gradient step came to
+    curves: dict[str, float] = {}  # the same as of the last event
+    step = 0
+    if state:
+        network.load_state_dict(state["model"])
+        target.load_state_dict(state["target"])
+        optimizer.load_state_dict(state["optimizer"])
+        replay.restore(state["replay"])
+        windows.restore(state["windows"])
+        rng.bit_generator.state = state["random"]
+        step, curves = state["step"], state["curves"]
+    q = network.mirror()
+    greedy = lambda observation: q(observation).argmax()  # noqa: E731
+    total = math.ceil(config.total_timesteps / config.num_envs) * config.num_envs
+
+    def epsilon() -> float:
+        return 1 - (1 - config.exploration_final) * min(1.0, step / config.exploration_steps)
+
+    def snapshot() -> dict[str, Any]:
+        return {
+            "model": network.state_dict(),
+            "target": target.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "environments": environments.state(),
+            "replay": replay.state(),
+            "windows": windows.state(),
+            "random": rng.bit_generator.state,
+            "step": step,
+            "curves": curves,
+        }
+
+    @torch.no_grad()
+    def latest_q() -> Tensor:
+        values: Tensor = network(replay.latest(1000, device)["observations"])
+        return values
+
+    @torch.no_grad()
+    def embedding() -> Embedding:
+        points = network.features(replay.latest(1000, device)["observations"])
+        values, actions = latest_q().max(-1)
+        return Embedding(points, [*zip(values.tolist(), actions.tolist(), strict=True)], ["value", "action"])
+
+    rows = np.resize(environments.observations, (max(2, config.num_envs), observation_size))
+    inputs = torch.from_numpy(rows).to(device)
+    yield Event(step, total, model=network, inputs=inputs, notice=environments.notice, state=snapshot)
+
+    while step < total:
+        observations, before = environments.observations, step
+        actions = choose(q, observations, epsilon(), rng)
+        windows.add(observations, actions, environments.step(actions))
+        step += config.num_envs
+
+        if passed(config.target_every, before, step):
+            target_weights.data.copy_(weights.data)
+        if step > config.learning_starts and passed(config.train_every, before, step) and len(replay):
+            with record_function("update"):
+                size = config.gradient_steps * config.batch_size
+                learned = learn(config, network, target, optimizer, replay.sample(size, rng, device))
+            if device.type != "cpu":
+                q.refresh()
+
+        last = step == total
+        judged = last or passed(config.eval_every, before, step)
+        if not judged and not passed(config.log_every, before, step):
+            continue
+        if learned:
+            curves = {
+                "train/loss": learned["loss"].item(),
+                "train/q_mean": learned["q"].mean().item(),
+                "train/td_error": (learned["q"] - learned["y"]).abs().mean().item(),
+                "train/grad_norm": learned["norm"].item(),
+            }
+            if not math.isfinite(curves["train/loss"]):
+                loss = curves["train/loss"]
+                raise NumericalError(f"the loss is {loss} at step {step}: try a smaller --learning-rate")
+        scalars = {
+            **environments.scalars(),
+            **curves,
+            **replay.scalars(),
+            "train/learning_rate": config.learning_rate,
+            "exploration/epsilon": epsilon(),
+            "time/steps": step,
+        }
+        images: Mapping[str, Image] = {}
+        videos: Mapping[str, Video] = {}
+        if judged:
+            told, images, videos = evaluation(config.env_id, greedy, config.eval_episodes, config.seed)
+            scalars |= told
+        histograms = {"Q/values": latest_q, "Actions/taken": lambda: replay.latest(1000, device)["actions"]}
+        embeddings = {"Embeddings/observations": embedding} if last else {}
+        yield Event(step, total, scalars, "rollout/ep_rew_mean", "", network, images=images, videos=videos,
+                    histograms=histograms if len(replay) else {}, embeddings=embeddings if len(replay) else {},
+                    state=snapshot)  # fmt: skip
+    environments.close()
