@@ -183,6 +183,9 @@ class Evaluation(NamedTuple):
     videos: dict[str, Video]
 
 
+NOT_EVALUATED = Evaluation({}, {}, {})
+
+
 def evaluation(env_id: str, act: Act, episodes: int, seed: int) -> Evaluation:
     """The mean return of `episodes` episodes, always the same ones, and the first of them in pictures and as a video.
 

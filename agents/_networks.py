@@ -48,7 +48,7 @@ def flatten(network: nn.Module) -> nn.Parameter:
     lengths = [parameter.numel() for parameter in parameters]
     vector = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
     vector.grad = torch.zeros_like(vector)
-    parts = zip(parameters, vector.detach().split(lengths), vector.grad.split(lengths), strict=True)
+    parts = zip(parameters, torch.split(vector.detach(), lengths), torch.split(vector.grad, lengths), strict=True)
     for parameter, values, gradients in parts:
         parameter.data, parameter.grad = values.view_as(parameter), gradients.view_as(parameter)
     return vector

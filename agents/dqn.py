@@ -1,21 +1,27 @@
-"""DQN: deep Q-learning, and three of the improvements that made it strong.
+"""DQN: deep Q-learning, with three of the improvements that made it strong.
 
 Paper: V. Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015. A network learns
-what an action is worth, Q(s, a), from what the action led to and from what it itself thinks of that:
+what an action is worth, Q(s, a), from what the action led to and from what it says itself of that:
 
-    y = r + gamma max_a' Q_target(s', a')                    0 in place of the maximum where s' is the end
-    theta <- Adam, on the gradient of Huber(Q(s, a; theta) - y)
+    y     = r + gamma max_a' Q_target(s', a')                  without the maximum where s' is the end
+    theta = theta - Adam(grad Huber(Q(s, a; theta) - y))
 
 Two things keep so circular a rule from running away: transitions are drawn from a replay of the past, and Q_target is a
-copy of the network that stands still for `target_every` steps. Options, each of which leaves the rest as it is:
+copy of the network that stands still for `target_every` steps. On top of that, each by an option of its own:
 
-    --double       a' is chosen by Q and judged by Q_target, so that luck is not taken for worth (van Hasselt, 2016)
-    --dueling      Q(s, a) = V(s) + A(s, a) - mean_b A(s, b): what a state is worth is learned once (Wang, 2016)
-    --n-steps n    y = r_1 + gamma r_2 + ... + gamma^n max_a' Q_target(s_n, a'): rewards come nearer (Sutton, 1988)
+    --double       a' is chosen by Q and judged by Q_target, so that luck is not taken for worth (van Hasselt et al.,
+                   2016): y = r + gamma Q_target(s', argmax_a' Q(s', a'))
+    --n-steps n    y = r_1 + gamma r_2 + ... + gamma^n max_a' Q_target(s_n, a'), so that rewards come nearer (Sutton,
+                   1988; Rainbow, Hessel et al., 2018): for small n it hardly matters that the actions are older
+    --dueling      Q(s, a) = V(s) + A(s, a) - mean_b A(s, b): what a state is worth is learned once (Wang et al., 2016)
 
-Details that matter, and where they are: a truncated episode is bootstrapped from its last observation, `Windows`; the
-target network stands still while gradient steps are taken, and judges the batches of all of them in one pass, `learn`;
-acting needs no gradient and runs in NumPy, and a greedy action needs no V, `QNetwork.greedy`.
+`--no-double --n-steps 1` is the plain algorithm. What matters, and where it is:
+- `Windows`, in _replay.py: a truncated episode is bootstrapped from its last observation, a terminated one is not.
+- `learn`: Q_target stands still during an update and judges the batches of all its gradient steps in one pass; errors
+  beyond 1 count linearly, and the gradient is clipped in norm. Curves show the last batch before their point.
+- `choose`: acting needs no gradient and runs in NumPy; the best action has the largest A, whatever V.
+
+RESULT
 """
 
 from __future__ import annotations
@@ -50,16 +56,16 @@ class Config:
                          check="agents._environments:check_discrete")  # fmt: skip
     total_timesteps: int = option(50_000, "steps to train, those of all environments", min=1, smoke=1000, resume=True)
     num_envs: int = option(1, "environments stepped side by side", min=1, max=4096)
-    learning_rate: float = option(2.3e-3, "step size of Adam", above=0, max=1e30, alias="--lr")
+    learning_rate: float = option(1e-3, "step size of Adam", above=0, max=1e30, alias="--lr")
     gamma: float = option(0.99, "discount: what a reward one step later is worth", min=0, max=1)
-    double: bool = option(False, "double Q-learning: the network chooses the next action, its target judges it")
+    double: bool = option(True, "double Q-learning: the network chooses the next action, its target judges it")
     dueling: bool = option(False, "two streams, for what a state is worth and for what each action adds")
-    n_steps: int = option(1, "rewards that are counted before the target network estimates the rest", min=1, max=1000)
-    hidden_size: int = option(256, "units of each of the two hidden layers", min=1, max=65536)
+    n_steps: int = option(3, "rewards that are counted before the target network estimates the rest", min=1, max=1000)
+    hidden_size: int = option(128, "units of each of the two hidden layers", min=1, max=65536)
     batch_size: int = option(64, "transitions of a gradient step", min=1)
     buffer_size: int = option(100_000, "transitions that the replay keeps; the oldest give way", min=1)
     learning_starts: int = option(1000, "steps before the first update, so that the replay is varied", min=0, smoke=200)
-    train_every: int = option(256, "steps between updates", min=1)
+    train_every: int = option(256, "steps between updates; at most one comes with a step of all environments", min=1)
     gradient_steps: int = option(128, "gradient steps of an update, each on a batch of its own", min=1)
     target_every: int = option(10, "steps after which the target network becomes a copy of the network", min=1)
     max_grad_norm: float = option(10.0, "largest norm of a gradient; a larger one is scaled down", above=0)
@@ -80,18 +86,18 @@ PRESETS = {
     "cartpole": {},
     "acrobot": {
         "env_id": "Acrobot-v1", "total_timesteps": 100_000, "learning_rate": 6.3e-4, "batch_size": 128,
-        "buffer_size": 50_000, "learning_starts": 0, "train_every": 4, "gradient_steps": 4, "target_every": 250,
+        "buffer_size": 50_000, "train_every": 4, "gradient_steps": 2, "target_every": 250,
         "exploration_steps": 12_000, "exploration_final": 0.1,
     },
     "lunarlander": {
         "env_id": "LunarLander-v3", "total_timesteps": 100_000, "learning_rate": 6.3e-4, "batch_size": 128,
-        "buffer_size": 50_000, "learning_starts": 0, "train_every": 4, "gradient_steps": 4, "target_every": 250,
+        "buffer_size": 50_000, "train_every": 4, "gradient_steps": 4, "target_every": 250,
         "exploration_steps": 12_000, "exploration_final": 0.1,
     },
     "mountaincar": {
-        "env_id": "MountainCar-v0", "total_timesteps": 120_000, "learning_rate": 4e-3, "gamma": 0.98,
-        "batch_size": 128, "buffer_size": 10_000, "train_every": 16, "gradient_steps": 8, "target_every": 600,
-        "exploration_steps": 24_000, "exploration_final": 0.07,
+        "env_id": "MountainCar-v0", "total_timesteps": 120_000, "learning_rate": 4e-3, "gamma": 0.98, "double": False,
+        "n_steps": 1, "hidden_size": 256, "batch_size": 128, "buffer_size": 10_000, "train_every": 16,
+        "gradient_steps": 8, "target_every": 600, "exploration_steps": 24_000, "exploration_final": 0.07,
     },
 }  # fmt: skip
 
@@ -256,7 +262,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     def embedding() -> Embedding:
         points = network.features(replay.latest(1000, device)["observations"])
         values, actions = latest_q().max(-1)
-        return Embedding(points, [*zip(values.tolist(), actions.tolist(), strict=True)], ["value", "action"])
+        return Embedding(points.cpu(), [*zip(values.tolist(), actions.tolist(), strict=True)], ["value", "action"])
 
     rows = np.resize(environments.observations, (max(2, config.num_envs), observation_size))
     inputs = torch.from_numpy(rows).to(device)

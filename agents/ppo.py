@@ -16,19 +16,20 @@ ratio of probabilities is held:
 
 Of "The 37 Implementation Details of Proximal Policy Optimization" (S. Huang et al., 2022) these are here:
 
-    several environments, played on from rollout to rollout       collect
-    orthogonal weights, biases 0, output gains 0.01 and 1         ActorCritic
-    separate networks for policy and value                        ActorCritic
-    generalised advantages, bootstrapped where truncated          advantages_of
-    advantages normalised in each batch                           losses
-    clipped surrogate, entropy bonus, value coefficient           losses
-    Adam with epsilon 1e-5, learning rate annealed                train
-    shuffled batches, each epoch anew                             train
-    the norm of all gradients together clipped                    train
-    approximate KL, clip fraction, explained variance             losses, train
-    Gaussian of state-independent deviation, clipped actions      ActorCritic, Actions
-    observations normalised and clipped, --normalize-observations ActorCritic
-    rewards scaled and clipped, --normalize-rewards               RewardScale
+    several environments, played on from rollout to rollout            collect
+    orthogonal weights, biases 0, output gains 0.01 and 1              ActorCritic
+    separate networks for policy and value                             ActorCritic
+    Gaussian of a deviation that no state changes, one for each action ActorCritic
+    actions clipped to their bounds where they are taken               Player.taken
+    observations normalised and clipped, --normalize-observations      ActorCritic
+    rewards scaled and clipped, --normalize-rewards                    RewardScale
+    generalised advantages, bootstrapped where an episode is truncated advantages_of
+    batches in a new order in every epoch                              shuffled
+    advantages normalised in each batch                                losses
+    clipped surrogate, value coefficient, entropy bonus                losses
+    Adam with epsilon 1e-5; learning rate and clip range annealed      train
+    the norm of all gradients together clipped                         train
+    approximate KL, clip fraction, explained variance                  train
 
 The clipped value loss is not: it was seen to hurt (M. Andrychowicz et al., "What Matters in On-Policy Reinforcement
 Learning?", 2021).
@@ -40,26 +41,35 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Space
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from agents._environments import CONTINUOUS, DISCRETE, Act, Environment, evaluation, make_environment, passed, sizes
-from agents._networks import Floats, Mirror, RunningMoments, flatten, perceptron
-from agents._vector import Environments, make_environments
-from rlboard.checkpoint import load_weights
+from agents._actor_critic import (
+    ActorCritic,
+    Player,
+    RewardScale,
+    Rollout,
+    act_by,
+    advantages_of,
+    collect,
+    explained_variance,
+    features,
+)
+from agents._environments import CONTINUOUS, DISCRETE, NOT_EVALUATED, Act, evaluation, passed
+from agents._networks import RunningMoments, flatten
+from agents._vector import make_environments
 from rlboard.config import option
 from rlboard.devices import resolve_device
 from rlboard.errors import NumericalError, UsageError
-from rlboard.events import Embedding, Event, Image, Video
+from rlboard.events import Event
 from rlboard.seeding import seed_everything
 
 
@@ -97,155 +107,30 @@ class Config:
                          check="rlboard.devices:check_device")  # fmt: skip
 
 
-PRESETS = {
-    "acrobot": {
-        "env_id": "Acrobot-v1", "total_timesteps": 200_000, "num_envs": 16, "n_steps": 256, "batch_size": 64,
-        "n_epochs": 4, "learning_rate": 3e-4, "anneal": False, "gamma": 0.99, "gae_lambda": 0.94,
-        "normalize_observations": True, "normalize_rewards": True,
-    },
-    "lunarlander": {
-        "env_id": "LunarLander-v3", "total_timesteps": 1_000_000, "num_envs": 16, "n_steps": 1024, "batch_size": 64,
-        "n_epochs": 4, "learning_rate": 3e-4, "anneal": False, "gamma": 0.999, "gae_lambda": 0.98,
-        "entropy_coefficient": 0.01,
-    },
-    "mountaincar": {
-        "env_id": "MountainCar-v0", "total_timesteps": 1_000_000, "num_envs": 16, "n_steps": 16, "batch_size": 64,
-        "n_epochs": 4, "learning_rate": 3e-4, "anneal": False, "gamma": 0.99, "gae_lambda": 0.98,
-        "normalize_observations": True, "normalize_rewards": True,
-    },
-    "pendulum": {
-        "env_id": "Pendulum-v1", "total_timesteps": 100_000, "num_envs": 4, "n_steps": 1024, "batch_size": 64,
-        "n_epochs": 10, "learning_rate": 1e-3, "anneal": False, "gamma": 0.9, "gae_lambda": 0.95,
-    },
+PRESETS: dict[str, dict[str, Any]] = {
+    "solve": {"total_timesteps": 19_968, "learning_rate": 3e-3, "gamma": 0.99, "gae_lambda": 0.9},
+    "acrobot": {"env_id": "Acrobot-v1", "total_timesteps": 200_000, "num_envs": 16, "n_steps": 256, "batch_size": 64,
+                "n_epochs": 4, "learning_rate": 3e-4, "anneal": False, "gamma": 0.99, "gae_lambda": 0.94,
+                "normalize_observations": True, "normalize_rewards": True},
+    "lunarlander": {"env_id": "LunarLander-v3", "total_timesteps": 1_000_000, "num_envs": 16, "n_steps": 1024,
+                    "batch_size": 64, "n_epochs": 4, "learning_rate": 3e-4, "anneal": False, "gamma": 0.999,
+                    "gae_lambda": 0.98, "entropy_coefficient": 0.01},
+    "mountaincar": {"env_id": "MountainCar-v0", "total_timesteps": 1_000_000, "num_envs": 16, "n_steps": 16,
+                    "batch_size": 64, "n_epochs": 4, "learning_rate": 3e-4, "anneal": False, "gamma": 0.99,
+                    "gae_lambda": 0.98, "normalize_observations": True, "normalize_rewards": True},
+    "pendulum": {"env_id": "Pendulum-v1", "total_timesteps": 100_000, "num_envs": 4, "n_steps": 1024, "batch_size": 64,
+                 "n_epochs": 10, "anneal": False, "gamma": 0.9, "gae_lambda": 0.95},
 }  # fmt: skip
 
 
-class ActorCritic(nn.Module):
-    """pi and V: observations (batch, size) to logits or, of continuous actions, means (batch, actions), and values
-    (batch,). Continuous actions are normal, with one deviation for all states."""
-
-    def __init__(self, config: Config, environments: Environment | Environments) -> None:
-        super().__init__()
-        size, actions = sizes(environments)
-        hidden = config.hidden_size, config.hidden_size
-        self.normalize = RunningMoments(size) if config.normalize_observations else nn.Identity()
-        self.actor = perceptron((size, *hidden, actions), output_gain=0.01)
-        self.critic = perceptron((size, *hidden, 1), output_gain=1.0)
-        continuous = isinstance(environments.action_space, Box)
-        self.log_std = nn.Parameter(torch.zeros(actions)) if continuous else None
-
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = self.normalize(observations)
-        return self.actor(inputs), self.critic(inputs).squeeze(-1)
-
-    def log_probabilities(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """log pi(a | s), (batch,), by what the actor has said and the actions taken."""
-        if self.log_std is None:
-            return -nn.functional.cross_entropy(outputs, actions, reduction="none")
-        deviations = (actions - outputs) * torch.exp(-self.log_std)
-        return -0.5 * deviations.square().sum(-1) - (self.log_std + 0.5 * math.log(2 * math.pi)).sum()
-
-    def entropy(self, outputs: Tensor) -> Tensor:
-        """The mean entropy of pi(. | s) over a batch."""
-        if self.log_std is None:
-            log_probabilities = torch.log_softmax(outputs, -1)
-            return -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
-
-
-class Policy:
-    """The actor in NumPy, by which the network acts: continuous actions go from -1 to 1, scaled to the bounds."""
-
-    def __init__(self, network: ActorCritic, space: Space[Any]) -> None:
-        self.network, self.mirror = network, Mirror(network.actor)
-        self.space = space if isinstance(space, Box) else None
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Takes over what does not follow the network by itself: moments, deviation, and all from a GPU."""
-        self.mirror.refresh()
-        moments, log_std = self.network.normalize, self.network.log_std
-        self.moments = moments.arrays() if isinstance(moments, RunningMoments) else None
-        self.deviation = np.float32(1) if log_std is None else log_std.detach().exp().cpu().numpy()
-
-    def noise(self, rng: np.random.Generator, *shape: int) -> Floats:
-        """What makes a sample of the likeliest action: Gumbel noise for logits, normal noise for means."""
-        shape = (*shape, self.mirror.layers[-1][1].size)
-        return (rng.gumbel(size=shape) if self.space is None else rng.normal(size=shape)).astype(np.float32)
-
-    def act(self, observations: Floats, noise: Floats | float = 0.0) -> NDArray[Any]:
-        """Actions, (...) or (..., action size), for observations, (..., size); without noise the likeliest."""
-        if self.moments is not None:
-            mean, inverse_deviation = self.moments
-            observations = ((observations - mean) * inverse_deviation).clip(-10, 10)
-        outputs = self.mirror(observations) + self.deviation * noise
-        return outputs.argmax(-1) if self.space is None else outputs
-
-    def taken(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """Actions as the environment takes them."""
-        if self.space is None:
-            return actions
-        low, high = self.space.low, self.space.high
-        return low + (high - low) * (0.5 + 0.5 * actions.clip(-1, 1))
-
-    def greedy(self, observation: Floats) -> NDArray[Any]:
-        """The likeliest action for an observation, (size,), as the environment takes it."""
-        return self.taken(self.act(observation))
-
-
-class Rollout(NamedTuple):
-    """What was seen, done, and led to, as in `Step`; the first axes are (steps, environments)."""
-
-    observations: Floats
-    actions: NDArray[Any]
-    rewards: Floats
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    finals: Floats
-
-
-@np.errstate(over="ignore", invalid="ignore")  # weights that diverge show in the loss
-def collect(environments: Environments, policy: Policy, noises: Floats) -> Rollout:
-    """A step of all environments for each of `noises`, (steps, environments, actions), from where they stand."""
-    observations, actions, steps = [], [], []
-    for noise in noises:
-        observations.append(environments.observations)
-        actions.append(policy.act(environments.observations, noise))
-        steps.append(environments.step(policy.taken(actions[-1])))
-    _, *outcomes = (np.array(each) for each in zip(*steps, strict=True))
-    return Rollout(np.array(observations), np.array(actions), *outcomes)
-
-
-class RewardScale(RunningMoments):
-    """Divides rewards by the deviation of the discounted return so far, and clips them to [-10, 10]."""
-
-    returns: Tensor
-
-    def __init__(self, gamma: float, environments: int) -> None:
-        super().__init__(1)
-        self.gamma = gamma
-        self.register_buffer("returns", torch.zeros(environments))
-
-    def scaled(self, rollout: Rollout) -> Floats:
-        """A rollout's rewards, scaled after they were taken in."""
-        running, returns = self.returns.numpy(), []
-        for rewards, ended in zip(rollout.rewards, rollout.terminated | rollout.truncated, strict=True):
-            running[:] = rewards + self.gamma * running
-            returns.append(running.copy())
-            running[ended] = 0
-        self.update(np.reshape(returns, (-1, 1)))
-        scaled: Floats = (rollout.rewards * self.arrays()[1]).clip(-10, 10)
-        return scaled
-
-
-def advantages_of(rollout: Rollout, values: Floats, next_values: Floats, gamma: float, gae_lambda: float) -> Floats:
-    """A_t of every step from V(s_t) and from V of what the step led to, all (steps, environments)."""
-    deltas = rollout.rewards + gamma * np.where(rollout.terminated, 0, next_values) - values
-    decays = gamma * gae_lambda * ~(rollout.terminated | rollout.truncated)
-    advantages, advantage = np.empty_like(values), np.zeros_like(values[0])
-    for step in reversed(range(len(deltas))):
-        advantages[step] = advantage = deltas[step] + decays[step] * advantage
-    return advantages
+def shuffled(experience: Sequence[Tensor], size: int, rng: np.random.Generator) -> Iterator[Sequence[Tensor]]:
+    """All transitions once, in batches of `size` in random order; the first axis of the tensors is (transitions,)."""
+    count, device = len(experience[0]), experience[0].device
+    if size == count:
+        yield experience  # whose gradient no order changes
+        return
+    for chosen in torch.from_numpy(rng.permutation(count)).to(device).split(size):  # type: ignore[no-untyped-call]
+        yield [tensor[chosen] for tensor in experience]
 
 
 def losses(network: ActorCritic, config: Config, clip_range: float, inputs: Tensor, actions: Tensor,
@@ -263,7 +148,7 @@ def losses(network: ActorCritic, config: Config, clip_range: float, inputs: Tens
     policy_loss = -torch.min(ratios * advantages, clipped * advantages).mean()
     value_loss = nn.functional.mse_loss(values, returns)
     total = policy_loss + config.value_coefficient * value_loss
-    if config.entropy_coefficient:
+    if config.entropy_coefficient:  # its gradient takes a tenth of the time, with a weight of 0 too
         total = total - config.entropy_coefficient * network.entropy(outputs)
     return total, policy_loss, value_loss, outputs, log_ratios
 
@@ -272,7 +157,8 @@ def check_batches(config: Config) -> None:
     """Raises UsageError, naming batch sizes that would do, where the configured one does not divide a rollout."""
     transitions = config.num_envs * config.n_steps
     if transitions % config.batch_size:
-        divisors = [size for size in range(2, transitions + 1) if transitions % size == 0]
+        small = [size for size in range(1, math.isqrt(transitions) + 1) if transitions % size == 0]
+        divisors = {*small, *(transitions // size for size in small)} - {1}
         near = sorted(divisors, key=lambda size: abs(math.log(size / config.batch_size)))[:3]
         raise UsageError(
             f"--batch-size {config.batch_size} does not divide --num-envs {config.num_envs} x --n-steps "
@@ -280,26 +166,9 @@ def check_batches(config: Config) -> None:
         )
 
 
-def features(network: ActorCritic, policy: Policy, observations: Floats) -> Embedding:
-    """What the actor's last hidden layer makes of observations, (points, size), with their values and actions."""
-    with torch.no_grad():
-        inputs = network.normalize(torch.from_numpy(observations).to(next(network.parameters()).device))
-        hidden, values = network.actor[:-1](inputs), network.critic(inputs).squeeze(-1).tolist()
-    actions = [" ".join(f"{each:.4g}" for each in np.ravel(action)) for action in policy.greedy(observations)]
-    return Embedding(hidden, list(zip(values, actions, strict=True)), ["value", "action"])
-
-
 def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int) -> Act:
-    """The policy of a finished run: its most likely action, or a sample of its actions, equal for equal seeds.
-
-    Raises:
-        DataError: `weights` are of another network than `config` describes.
-    """
-    environment = make_environment(config.env_id)
-    network = ActorCritic(config, environment)
-    load_weights(network, weights)
-    policy, rng = Policy(network, environment.action_space), np.random.default_rng(seed)
-    return lambda observation: policy.taken(policy.act(observation, 0.0 if greedy else policy.noise(rng)))
+    """See `act_by`."""
+    return act_by(config, weights, greedy, seed)
 
 
 def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Event]:
@@ -322,20 +191,20 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     gradient = parameters.grad
     assert gradient is not None
     optimizer = torch.optim.Adam([parameters], config.learning_rate, eps=1e-5, fused=True)
-    scale = RewardScale(config.gamma, config.num_envs)
+    scale = RewardScale(config.num_envs, config.gamma)
     shape, transitions = (config.n_steps, config.num_envs), config.num_envs * config.n_steps
     step, total = 0, math.ceil(config.total_timesteps / transitions) * transitions
     if state:
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        scale.load_state_dict(state["scale"])
+        scale.restore(state["scale"])
         rng.bit_generator.state = state["random"]
         step = state["step"]
-    policy = Policy(network, environments.action_space)
-    recent: deque[Floats] = deque(maxlen=math.ceil(1000 / transitions))
+    player = Player(network, environments.action_space)
+    recent: deque[Rollout] = deque(maxlen=math.ceil(1000 / transitions))
 
     def snapshot() -> dict[str, Any]:
-        learner = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "scale": scale.state_dict()}
+        learner = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "scale": scale.state()}
         return {**learner, "environments": environments.state(), "random": rng.bit_generator.state, "step": step}
 
     def of_all(array: NDArray[Any]) -> Tensor:
@@ -351,23 +220,22 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         optimizer.param_groups[0]["lr"] = config.learning_rate * left
 
         with record_function("rollout"):
-            rollout = collect(environments, policy, policy.noise(rng, *shape))
+            noises = player.noise(rng, *shape)
+            rollout = collect(environments, player, noises, config.gamma, scale if config.normalize_rewards else None)
+            recent.append(rollout)
 
         with record_function("update"):
-            if config.normalize_rewards:
-                rollout = rollout._replace(rewards=scale.scaled(rollout))
             actions = of_all(rollout.actions)
             with torch.no_grad():
-                inputs, following = (network.normalize(of_all(each)) for each in (rollout.observations, rollout.finals))
+                inputs = network.normalize(of_all(rollout.observations))
                 log_probabilities = network.log_probabilities(network.actor(inputs), actions)
-                values, next_values = (network.critic(each).view(shape).cpu().numpy() for each in (inputs, following))
-            advantages = advantages_of(rollout, values, next_values, config.gamma, config.gae_lambda)
+                values = network.critic(inputs).view(shape).cpu().numpy()
+            advantages = advantages_of(rollout, values, config.gamma, config.gae_lambda)
             returns = advantages + values
             experience = inputs, actions, log_probabilities, of_all(advantages), of_all(returns)
             for _ in range(config.n_epochs):
-                order = torch.from_numpy(rng.permutation(transitions)).to(device)
-                for chosen in order.split(config.batch_size):  # type: ignore[no-untyped-call]
-                    loss, *_ = losses(network, config, clip_range, *(tensor[chosen] for tensor in experience))
+                for batch in shuffled(experience, config.batch_size, rng):
+                    loss, *_ = losses(network, config, clip_range, *batch)
                     gradient.zero_()
                     loss.backward()  # type: ignore[no-untyped-call]
                     norm = gradient.norm()
@@ -375,8 +243,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
                     optimizer.step()
             if isinstance(network.normalize, RunningMoments):
                 network.normalize.update(rollout.observations.reshape(transitions, -1))
-            policy.refresh()
-        recent.append(rollout.observations.reshape(transitions, -1))
+            player.refresh()
         before, step = step, step + transitions
         if not math.isfinite(loss.detach()):
             raise NumericalError(f"the loss is {loss.item():.3g} at step {step}: try a smaller --learning-rate")
@@ -396,7 +263,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
                 "train/entropy": network.entropy(outputs).item(),
                 "train/approx_kl": (ratios - 1 - log_ratios).mean().item(),
                 "train/clip_fraction": ((ratios - 1).abs() > clip_range).float().mean().item(),
-                "train/explained_variance": 1 - float(advantages.var()) / max(float(returns.var()), 1e-8),
+                "train/explained_variance": explained_variance(advantages, returns),
                 "train/grad_norm": norm.item(),
                 "train/learning_rate": config.learning_rate * left,
                 "train/clip_range": clip_range,
@@ -404,14 +271,11 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             }
         if network.log_std is not None:
             scalars["train/std"] = network.log_std.exp().mean().item()
-        images: Mapping[str, Image] = {}
-        videos: Mapping[str, Video] = {}
-        if judged:
-            told, images, videos = evaluation(config.env_id, policy.greedy, config.eval_episodes, config.seed)
-            scalars |= told
-        histograms = {"Actions/taken": partial(np.asarray, rollout.actions)}
-        latest = partial(features, network, policy, np.concatenate(recent)[-1000:])
-        yield Event(step, total, scalars, "rollout/ep_rew_mean", model=network, images=images, videos=videos,
-                    histograms=histograms, embeddings={"Embeddings/observations": latest} if last else {},
+        judge = partial(evaluation, config.env_id, player.greedy, config.eval_episodes, config.seed)
+        judgement = judge() if judged else NOT_EVALUATED
+        histograms = {"Actions/taken": partial(player.taken, rollout.actions)}
+        embeddings = {"Embeddings/observations": partial(features, network, player, recent)} if last else {}
+        yield Event(step, total, scalars | judgement.scalars, "rollout/ep_rew_mean", model=network,
+                    images=judgement.images, videos=judgement.videos, histograms=histograms, embeddings=embeddings,
                     state=snapshot)  # fmt: skip
     environments.close()

@@ -78,9 +78,13 @@ class Config:
     device: str = option("cpu", "auto, cpu, cuda, cuda:N or mps", check="rlboard.devices:check_device")
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS = {
     "pendulum": {},
-}
+    "lunarlander-continuous": {
+        "env_id": "LunarLanderContinuous-v3", "total_timesteps": 200_000, "learning_rate": 7.3e-4, "tau": 0.01,
+        "buffer_size": 1_000_000, "learning_starts": 10_000, "eval_every": 20_000,
+    },
+}  # fmt: skip
 
 
 class Critics(nn.Module):
@@ -236,12 +240,13 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     torch.set_num_threads(1)  # a second thread costs more than layers of this size can give it to do
     rng = seed_everything(config.seed)
     device = resolve_device(config.device)
-    total = math.ceil(config.total_timesteps / config.num_envs) * config.num_envs
-    if total <= config.learning_starts:
+    first, total = (config.learning_starts // config.train_every + 1) * config.train_every, config.total_timesteps
+    if first > total:
         raise UsageError(
-            f"--total-timesteps {config.total_timesteps} end before anything is learned: "
-            f"give more than --learning-starts, which is {config.learning_starts}"
+            f"--total-timesteps {total} end before anything is learned, at step {first}: "
+            f"give at least {first}, or a smaller --learning-starts or --train-every"
         )
+    total = math.ceil(total / config.num_envs) * config.num_envs
     environments = make_environments(config, [CONTINUOUS], state["environments"] if state else None)
     space, (observation_size, action_size) = environments.action_space, sizes(environments)
     replay = Replay(config.buffer_size, environments)
@@ -285,21 +290,20 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
 
     while step < total:
         before, observations = step, environments.observations
-        with record_function("rollout"):
-            if step < config.learning_starts:
-                actions = rng.uniform(-1, 1, (config.num_envs, action_size)).astype(np.float32)
-            else:
-                actions = choose(policy, observations, rng)
-            led_to = environments.step(scaled(actions, space))
-            replay.add(observations, actions, led_to.rewards, led_to.finals, config.gamma * ~led_to.terminated)
+        if step < config.learning_starts:
+            actions = rng.uniform(-1, 1, (config.num_envs, action_size)).astype(np.float32)
+        else:
+            actions = choose(policy, observations, rng)
+        led_to = environments.step(scaled(actions, space))
+        replay.add(observations, actions, led_to.rewards, led_to.finals, config.gamma * ~led_to.terminated)
         step += config.num_envs
 
-        if step > config.learning_starts:
-            due = step // config.train_every - before // config.train_every
+        updates = config.gradient_steps * (step // config.train_every - before // config.train_every)
+        if updates and step > config.learning_starts:
             with record_function("update"):
-                for _ in range(due * config.gradient_steps):
+                for _ in range(updates):
                     learned = learner.update(replay.sample(config.batch_size, rng, device))
-            if due and device.type != "cpu":
+            if device.type != "cpu":
                 policy.refresh()
 
         last = step == total

@@ -208,7 +208,7 @@ class CleanRL:
             if asked["num_envs"] != 1 or between != int(between) or (agent == "sac" and between != 1):
                 raise ContenderError(f"CleanRL's {SCRIPTS[agent]} cannot update so often")
             if asked["gradient_steps"] != 1:
-                different.append(f"an update every {between:g} steps")
+                different.append(f"an update every {between:g} steps" if between > 1 else "an update in each step")
         match agent:
             case "ppo":
                 if not isinstance(make_environment(asked["env_id"]).action_space, gymnasium.spaces.Discrete):

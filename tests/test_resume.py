@@ -40,6 +40,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         | {"normalize_observations": True, "normalize_rewards": True},
         {"env_id": "Pendulum-v1", "total_timesteps": 1024, "normalize_rewards": True, "log_every": 1},
     ],
+    "agents/sac": [
+        {"total_timesteps": 210, "hidden_size": 16, "log_every": 30, "eval_every": 70},
+        {"total_timesteps": 240, "hidden_size": 16, "num_envs": 3, "buffer_size": 90, "learning_starts": 60}
+        | {"train_every": 50, "gradient_steps": 4, "log_every": 20},
+    ],
+    "agents/a2c": [
+        {"total_timesteps": 1200, "log_every": 300, "eval_every": 500},
+        {"env_id": "Pendulum-v1", "total_timesteps": 1000, "num_envs": 3, "optimizer": "adam", "anneal": True}
+        | {"normalize_observations": True, "normalize_rewards": True, "log_every": 100},
+    ],
+    "agents/reinforce_baseline": [{}, {"env_id": "Acrobot-v1", "episodes": 21}],
     "vision/train": [
         {"images": 128, "epochs": 2},
         {"images": 96, "epochs": 2, "ema": 0.9, "optimizer": "adamw", "tta": False},
