@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributions import Categorical, Normal
 
 from agents import ppo
-from agents._actor_critic import ActorCritic, Player, Rollout
+from agents._actor_critic import ActorCritic, Player, Rollout, collect
 from agents._environments import evaluate, make_environment
 from agents._networks import RunningMoments
 from agents.ppo import Config, check_batches, losses, train
@@ -234,10 +234,9 @@ def test_observations_are_normalised_by_what_was_seen_before_the_rollout(
     rollouts: list[Rollout] = []
 
     def noted(*arguments: Any) -> Rollout:
-        rollouts.append(ppo_collect(*arguments))
+        rollouts.append(collect(*arguments))
         return rollouts[-1]
 
-    ppo_collect = ppo.collect
     monkeypatch.setattr(ppo, "collect", noted)
     events = train(Config(**SMALL | {"normalize_observations": True, "batch_size": 64}))
     next(events)

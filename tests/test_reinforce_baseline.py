@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import reinforce_baseline
-from agents._environments import evaluate, make_environment
+from agents._environments import evaluate, make_environment, sizes
 from agents._networks import Mirror
 from agents.reinforce_baseline import Config, PolicyAndValue, choose, discounted, play, train
 from rlboard.checkpoint import read_run
@@ -75,7 +75,7 @@ def test_one_update_is_the_gradient_of_the_book_step_by_step(env_id: str) -> Non
     events = train(config)
     network = next(events).model
     assert isinstance(network, PolicyAndValue)
-    size, actions_count = network.policy[0].in_features, network.policy[-1].out_features
+    size, actions_count = sizes(make_environment(env_id))
     reference = PolicyAndValue(size, config.hidden_size, actions_count).double()
     reference.load_state_dict(network.state_dict())
 
