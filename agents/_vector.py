@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
@@ -76,6 +77,11 @@ class Environments(ABC):
         self.lengths: deque[int] = deque(maxlen=100)
         self.episodes = 0
 
+    @cached_property
+    def first(self) -> Floats:
+        """What all began with, two observations at least, to show a network by: the same in a resumed run."""
+        return np.resize(self.observations, (max(2, self.count), self.observations.shape[1]))
+
     @abstractmethod
     def step(self, actions: NDArray[Any]) -> Step:
         """Takes a step in each environment: actions, (count,) integers or (count, action size) floats."""
@@ -105,6 +111,7 @@ class Environments(ABC):
             "scores": list(self.scores),
             "lengths": list(self.lengths),
             "episodes": self.episodes,
+            "first": self.first.tolist(),
             "environments": self._state(),
         }
 
@@ -113,6 +120,7 @@ class Environments(ABC):
         self.scores.extend(state["scores"])
         self.lengths.extend(state["lengths"])
         self.episodes = state["episodes"]
+        self.first = np.array(state["first"], np.float32)
         self._restore(state["environments"])
 
     @abstractmethod
@@ -363,6 +371,7 @@ def make_environments(config: Wanted, kinds: Sequence[str], state: Mapping[str, 
         kind = VectorisedCartPole if vectorised and config.num_envs >= VECTORISED_FROM else Gathered
         environments = kind(*arguments)
         environments.notice += reason
+    environments.first  # noqa: B018 - before a step is taken
     if state:
         environments.restore(state)
     return environments

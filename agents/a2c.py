@@ -178,7 +178,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         """(steps, environments, ...) to (steps x environments, ...), on the device."""
         return torch.from_numpy(array).to(device).flatten(0, 1)
 
-    inputs = torch.from_numpy(environments.observations).to(device).repeat(2, 1)
+    inputs = torch.from_numpy(environments.first).to(device)
     yield Event(step, total, model=network, inputs=inputs, notice=environments.notice, state=snapshot)
 
     while step < total:

@@ -3,7 +3,7 @@
 Paper: V. Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015. A network learns
 what an action is worth, Q(s, a), from what the action led to and from what it says itself of that:
 
-    y     = r + gamma max_a' Q_target(s', a')                  without the maximum where s' is the end
+    y     = r + gamma max_a' Q_target(s', a')        or r where s' is the end
     theta = theta - Adam(grad Huber(Q(s, a; theta) - y))
 
 Two things keep so circular a rule from running away: transitions are drawn from a replay of the past, and Q_target is a
@@ -21,7 +21,8 @@ copy of the network that stands still for `target_every` steps. On top of that, 
   beyond 1 count linearly, and the gradient is clipped in norm. Curves show the last batch before their point.
 - `choose`: acting needs no gradient and runs in NumPy; the best action has the largest A, whatever V.
 
-RESULT
+Result, on one CPU core, the mean of 50 greedy episodes at the end: CartPole-v1, 50,000 steps: 500 and 500 (seeds 1, 2);
+`--preset acrobot`, 100,000 steps: -76.1 (seed 1). The other presets, after rl-baselines3-zoo's, are not measured yet.
 """
 
 from __future__ import annotations
@@ -221,6 +222,8 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     network = QNetwork(observation_size, config.hidden_size, action_count, config.dueling).to(device)
     target = deepcopy(network)
     weights, target_weights = flatten(network), flatten(target)
+    gradient = weights.grad
+    assert gradient is not None
     optimizer = torch.optim.Adam([weights], lr=config.learning_rate, fused=True)
     learned: dict[str, Tensor] = {}  # what the last gradient step came to
     curves: dict[str, float] = {}  # the same as of the last event
@@ -229,6 +232,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         network.load_state_dict(state["model"])
         target.load_state_dict(state["target"])
         optimizer.load_state_dict(state["optimizer"])
+        gradient.copy_(state["gradient"])  # which an event may show that comes before the next update
         replay.restore(state["replay"])
         windows.restore(state["windows"])
         rng.bit_generator.state = state["random"]
@@ -245,6 +249,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             "model": network.state_dict(),
             "target": target.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "gradient": gradient,
             "environments": environments.state(),
             "replay": replay.state(),
             "windows": windows.state(),
@@ -264,8 +269,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         values, actions = latest_q().max(-1)
         return Embedding(points.cpu(), [*zip(values.tolist(), actions.tolist(), strict=True)], ["value", "action"])
 
-    rows = np.resize(environments.observations, (max(2, config.num_envs), observation_size))
-    inputs = torch.from_numpy(rows).to(device)
+    inputs = torch.from_numpy(environments.first).to(device)
     yield Event(step, total, model=network, inputs=inputs, notice=environments.notice, state=snapshot)
 
     while step < total:

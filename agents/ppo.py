@@ -16,25 +16,27 @@ ratio of probabilities is held:
 
 Of "The 37 Implementation Details of Proximal Policy Optimization" (S. Huang et al., 2022) these are here:
 
-    several environments, played on from rollout to rollout            collect
-    orthogonal weights, biases 0, output gains 0.01 and 1              ActorCritic
-    separate networks for policy and value                             ActorCritic
-    Gaussian of a deviation that no state changes, one for each action ActorCritic
-    actions clipped to their bounds where they are taken               Player.taken
-    observations normalised and clipped, --normalize-observations      ActorCritic
-    rewards scaled and clipped, --normalize-rewards                    RewardScale
-    generalised advantages, bootstrapped where an episode is truncated advantages_of
-    batches in a new order in every epoch                              shuffled
-    advantages normalised in each batch                                losses
-    clipped surrogate, value coefficient, entropy bonus                losses
-    Adam with epsilon 1e-5; learning rate and clip range annealed      train
-    the norm of all gradients together clipped                         train
-    approximate KL, clip fraction, explained variance                  train
+    collect        several environments, played on from rollout to rollout
+    collect        the value of what follows where an episode is truncated
+    ActorCritic    orthogonal weights, biases 0, output gains 0.01 and 1
+    ActorCritic    networks of their own for policy and value
+    ActorCritic    a Gaussian whose deviations are the same in every state
+    ActorCritic    observations normalised (--normalize-observations)
+    Player.taken   continuous actions clipped to their bounds
+    RewardScale    rewards scaled and clipped (--normalize-rewards)
+    advantages_of  generalised advantages
+    shuffled       batches in a new order in every epoch
+    losses         advantages normalised in each batch
+    losses         clipped surrogate, value coefficient, entropy bonus
+    train          Adam with epsilon 1e-5; rate and clip range annealed
+    train          the norm of all gradients together clipped
+    train          approximate KL, clip fraction, explained variance
 
 The clipped value loss is not: it was seen to hurt (M. Andrychowicz et al., "What Matters in On-Policy Reinforcement
 Learning?", 2021).
 
-Result: to be measured
+Result: `rlboard ppo --preset solve`, CartPole-v1, 19,968 steps, seeds 1 to 10: a greedy mean return of 100 episodes of
+500 on nine seeds and 491 on one; first above 475 after 6,144 steps (median; 3,072 to 15,360, looked at every 1,024).
 """
 
 from __future__ import annotations
@@ -211,7 +213,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         """(steps, environments, ...) as a tensor (transitions, ...)."""
         return torch.from_numpy(array).to(device).flatten(0, 1)
 
-    first = torch.from_numpy(environments.observations).repeat(2, 1).to(device)
+    first = torch.from_numpy(environments.first).to(device)
     yield Event(step, total, model=network, inputs=first, notice=environments.notice, state=snapshot)
 
     while step < total:

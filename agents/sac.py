@@ -285,8 +285,8 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         told = (" ".join(f"{each:.4g}" for each in action) for action in actions.tolist())
         return Embedding(networks.actor[:-1](latest).cpu(), [*zip(values, told, strict=True)], ["value", "action"])
 
-    inputs = torch.from_numpy(np.resize(environments.observations, (max(2, config.num_envs), observation_size)))
-    yield Event(step, total, model=networks, inputs=inputs.to(device), state=snapshot)
+    inputs = torch.from_numpy(environments.first).to(device)
+    yield Event(step, total, model=networks, inputs=inputs, state=snapshot)
 
     while step < total:
         before, observations = step, environments.observations

@@ -90,7 +90,16 @@ def test_killed_before_any_change_of_the_disk(name: str, calls: int, tmp_path: P
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
 @pytest.mark.parametrize(
     ("name", "kills"),
-    [("gym", 100), ("compiled", 100), ("vision", 30), ("gan", 30), ("embed", 30), ("words", 30)],
+    [
+        ("gym", 100),
+        ("compiled", 100),
+        ("vision", 30),
+        ("gan", 30),
+        ("embed", 30),
+        ("words", 30),
+        ("ppo", 30),
+        ("dqn", 30),
+    ],
 )
 def test_sigkill_at_any_moment(name: str, kills: int, tmp_path: Path, tally: Tally) -> None:
     root, seed = tmp_path / "logs", random.randrange(1_000_000)

@@ -106,6 +106,22 @@ LOOPS = {
         "vision/words",
         interval=2,
     ),
+    "ppo": Trial(
+        [
+            *("ppo", "--engine=compiled", "--total-timesteps=3072", "--batch-size=128", "--n-epochs=2"),
+            *("--log-every=256", "--eval-every=1024", "--eval-episodes=1", "--log=full"),
+        ],
+        "PPO",
+        interval=256,
+    ),
+    "dqn": Trial(
+        [
+            *("dqn", "--engine=gym", "--total-timesteps=2000", "--learning-starts=200", "--gradient-steps=16"),
+            *("--log-every=100", "--eval-every=500", "--eval-episodes=1", "--log=full"),
+        ],
+        "DQN",
+        interval=100,
+    ),
 }
 """The loops that the suite kills, fills the disks of and resumes: a new one is a line here."""
 
@@ -151,6 +167,22 @@ SMALL = {
         ],
         "vision/words",
         1,
+    ),
+    "ppo": Trial(
+        [
+            *("ppo", "--engine=compiled", "--total-timesteps=768", "--batch-size=128", "--n-epochs=1"),
+            *("--log-every=256", "--eval-every=512", "--eval-episodes=1", "--log=minimal"),
+        ],
+        "PPO",
+        256,
+    ),
+    "dqn": Trial(
+        [
+            *("dqn", "--engine=gym", "--total-timesteps=600", "--learning-starts=200", "--gradient-steps=4"),
+            *("--log-every=200", "--eval-every=400", "--eval-episodes=1", "--log=minimal"),
+        ],
+        "DQN",
+        200,
     ),
 }
 """The loops at their shortest: a kill before every single change of the disk must not take all day."""
