@@ -24,7 +24,8 @@ What matters besides:
     one vector of all parameters, so that clipping and RMSprop are a few operators           train, flatten
     observations normalised, by moments that change between updates only                     train
 
-Result: to be measured
+Result, greedy at the end: CartPole-v1, 500,000 steps: 500 on seeds 1 to 5. `--preset acrobot`, 200,000 steps: -79 and -83
+(seeds 1, 2). `--preset pendulum`, 600,000 steps: -180 (seed 1). LunarLander-v3 is not solved in 300,000 steps.
 """
 
 from __future__ import annotations
@@ -100,14 +101,15 @@ class Config:
 PRESETS = {
     "acrobot": {
         "env_id": "Acrobot-v1", "total_timesteps": 200_000, "num_envs": 16, "normalize_observations": True,
+        "normalize_rewards": True,
     },
     "lunarlander": {
-        "env_id": "LunarLander-v3", "total_timesteps": 200_000, "learning_rate": 8.3e-4, "anneal": True, "gamma": 0.995,
-        "entropy_coefficient": 1e-5,
+        "env_id": "LunarLander-v3", "total_timesteps": 300_000, "optimizer": "adam", "learning_rate": 1e-3,
+        "anneal": True, "n_steps": 16, "gae_lambda": 0.95, "normalize_rewards": True,
     },
     "pendulum": {
-        "env_id": "Pendulum-v1", "total_timesteps": 1_000_000, "n_steps": 8, "anneal": True, "gamma": 0.9,
-        "gae_lambda": 0.9, "value_coefficient": 0.4, "normalize_observations": True,
+        "env_id": "Pendulum-v1", "total_timesteps": 600_000, "learning_rate": 1e-3, "n_steps": 8, "gamma": 0.9,
+        "gae_lambda": 0.9, "value_coefficient": 0.4, "normalize_observations": True, "normalize_rewards": True,
     },
 }  # fmt: skip
 

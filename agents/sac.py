@@ -246,6 +246,11 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             f"--total-timesteps {total} end before anything is learned, at step {first}: "
             f"give at least {first}, or a smaller --learning-starts or --train-every"
         )
+    if config.batch_size > config.buffer_size:
+        raise UsageError(
+            f"--batch-size {config.batch_size} is more than the replay keeps: "
+            f"give at most {config.buffer_size}, the --buffer-size, or a larger one of those"
+        )
     total = math.ceil(total / config.num_envs) * config.num_envs
     environments = make_environments(config, [CONTINUOUS], state["environments"] if state else None)
     space, (observation_size, action_size) = environments.action_space, sizes(environments)
