@@ -32,9 +32,13 @@ class Settings(Protocol):
 
 class ActorCritic(nn.Module):
     """pi and V: observations (batch, size) to logits or, of continuous actions, means (batch, actions), and values
-    (batch,). Continuous actions are normal, with one deviation for all states."""
+    (batch,). Continuous actions are normal, with one deviation for all states.
 
-    def __init__(self, config: Settings, environments: Environment | Environments) -> None:
+    `bounded` keeps their means within (-1, 1). Beyond it nothing tells one action from another, since all are clipped,
+    and a mean that has drifted there does not come back.
+    """
+
+    def __init__(self, config: Settings, environments: Environment | Environments, bounded: bool = False) -> None:
         super().__init__()
         size, actions = sizes(environments)
         hidden = config.hidden_size, config.hidden_size
@@ -43,10 +47,12 @@ class ActorCritic(nn.Module):
         self.critic = perceptron((size, *hidden, 1), output_gain=1.0)
         continuous = isinstance(environments.action_space, Box)
         self.log_std = nn.Parameter(torch.zeros(actions)) if continuous else None
+        self.bounded = bounded and continuous
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         inputs = self.normalize(observations)
-        return self.actor(inputs), self.critic(inputs).squeeze(-1)
+        outputs = self.actor(inputs)
+        return torch.tanh(outputs) if self.bounded else outputs, self.critic(inputs).squeeze(-1)
 
     def log_probabilities(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """log pi(a | s) of `actions`, (batch,) or (batch, action size), from the actor's outputs: (batch,)."""
@@ -97,6 +103,7 @@ class Player:
     def act(self, observations: Floats, noise: Floats | float = 0.0) -> NDArray[Any]:
         """Actions, (...,) or (..., action size), for observations (..., size); without noise the likeliest."""
         outputs = self.actor(self.normalized(observations))
+        outputs = np.tanh(outputs) if self.network.bounded else outputs
         deviations = noise if self.log_std is None else np.exp(self.log_std) * noise
         actions: NDArray[Any] = outputs + deviations
         return actions.argmax(-1) if self.log_std is None else actions
@@ -203,14 +210,14 @@ def features(network: ActorCritic, player: Player, rollouts: Iterable[Rollout]) 
     return Embedding(hidden, list(zip(values, taken, strict=True)), ["value", "action"])
 
 
-def act_by(config: Settings, weights: Mapping[str, Tensor], greedy: bool, seed: int) -> Act:
+def act_by(config: Settings, weights: Mapping[str, Tensor], greedy: bool, seed: int, bounded: bool = False) -> Act:
     """The policy of a finished run: its most likely action, or a sample of its actions, equal for equal seeds.
 
     Raises:
         DataError: `weights` are of another network than `config` describes.
     """
     environment = make_environment(config.env_id)
-    network = ActorCritic(config, environment)
+    network = ActorCritic(config, environment, bounded)
     load_weights(network, weights)
     player, rng = Player(network, environment.action_space), np.random.default_rng(seed)
     return lambda observation: player.taken(player.act(observation, 0.0 if greedy else player.noise(rng)))

@@ -21,6 +21,7 @@ What matters besides:
     all values in one pass, because the network stays as it is while it plays                train
     RMSprop with epsilon under the root and g = 1 at first, as in TensorFlow                 RMSprop
     orthogonal weights, output gains 0.01 and 1, separate networks for policy and value      ActorCritic
+    means of continuous actions kept within the bounds by a tanh                             ActorCritic
     one vector of all parameters, so that clipping and RMSprop are a few operators           train, flatten
     observations normalised, by moments that change between updates only                     train
 
@@ -136,7 +137,7 @@ class RMSprop(torch.optim.Optimizer):
 
 def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int) -> Act:
     """See `act_by`."""
-    return act_by(config, weights, greedy, seed)
+    return act_by(config, weights, greedy, seed, bounded=True)
 
 
 def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Event]:
@@ -153,7 +154,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     rng = seed_everything(config.seed)
     device = resolve_device(config.device)
     environments = make_environments(config, (DISCRETE, CONTINUOUS), state and state["environments"])
-    network = ActorCritic(config, environments).to(device)
+    network = ActorCritic(config, environments, bounded=True).to(device)
     parameters = flatten(network)
     gradient = parameters.grad
     assert gradient is not None

@@ -22,7 +22,7 @@ and lets Q'_i <- Q'_i + tau (Q_i - Q'_i) follow. What matters beside the equatio
     y = r only where the episode was terminated: a truncated one would have gone on        train
     uniform actions first, so that the critics know something of all of them               train
 
-RESULT_SAC
+Result: Pendulum-v1, after 10,000 of its 20,000 steps: a greedy mean return of -132 (seed 11, 10 episodes).
 """
 
 from __future__ import annotations

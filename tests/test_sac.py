@@ -273,12 +273,12 @@ def test_uniform_actions_come_first_and_updates_at_their_steps(monkeypatch: pyte
     monkeypatch.setattr(Learner, "update", update)
     with monkeypatch.context() as patch:
         patch.setattr(sac, "choose", lambda _, states, *__: np.full((*states.shape[:-1], 1), 0.25, np.float32))
-        list(train(replace(SMALL, num_envs=2, train_every=7, gradient_steps=3)))
-    first, then = (np.concatenate([actions for _, actions, *_ in part]) for part in (added[:20], added[20:]))
+        list(train(replace(SMALL, num_envs=2, learning_starts=42, train_every=7, gradient_steps=3)))
+    first, then = (np.concatenate([actions for _, actions, *_ in part]) for part in (added[:21], added[21:]))
     assert abs(first.mean()) < 0.3
     assert -1 <= first.min() < -0.8 < 0.8 < first.max() <= 1
     assert (then == 0.25).all()
-    assert updates == [step for multiple in range(42, 120, 7) for step in [multiple + multiple % 2] * 3]
+    assert updates == [step for multiple in range(49, 120, 7) for step in [multiple + multiple % 2] * 3]
 
 
 def test_the_curves_are_where_they_belong() -> None:
