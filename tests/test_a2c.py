@@ -325,7 +325,7 @@ def test_means_stay_within_the_bounds() -> None:
     config, environment = Config(env_id="Pendulum-v1"), make_environment("Pendulum-v1")
     network = ActorCritic(config, environment, bounded=True)
     with torch.no_grad():
-        network.actor[-1].bias.fill_(100)
+        network.actor.get_parameter("4.bias").fill_(100)
     observations = np.ones((2, 3), np.float32)
     assert network(torch.from_numpy(observations))[0].tolist() == [[1], [1]]
     assert Player(network, environment.action_space).greedy(observations[0]).tolist() == [2]
