@@ -255,7 +255,7 @@ def test_points_are_drawn_where_they_are_asked_for() -> None:
     assert [event.step for event in events if "eval/mean_reward" in event.scalars] == [280, 400]
     assert {event.total for event in events} == {400}
     assert events[0].inputs is not None
-    assert events[0].inputs.shape == (16, 4)
+    assert events[0].inputs.shape == (8, 4)
     *_, last = train(Config(total_timesteps=400, anneal=True, eval_episodes=1))
     assert last.scalars["train/learning_rate"] == pytest.approx(7e-4 * (1 - 360 / 400))
 
