@@ -337,6 +337,8 @@ class Wanted(Protocol):
     def total_timesteps(self) -> int: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def engine(self) -> str: ...
 
 
 def make_environments(config: Wanted, kinds: Sequence[str], state: Mapping[str, Any] | None = None) -> Environments:
@@ -350,7 +352,7 @@ def make_environments(config: Wanted, kinds: Sequence[str], state: Mapping[str, 
         UsageError: see `make_environment`; or the engine that is asked for does not know the environment; or numba,
             which the `state` needs, cannot be used.
     """
-    engine = state["engine"] if state else getattr(config, "engine", "gym")
+    engine = state["engine"] if state else config.engine
     arguments = (config.env_id, config.num_envs, config.seed, kinds)
     environments: Environments | None = None
     reason = ""

@@ -74,6 +74,9 @@ class Config:
     log_every: int = option(1000, "steps between points of the curves", min=1, smoke=100, resume=True)
     eval_every: int = option(5000, "steps between evaluations; there is always one at the end", min=1, resume=True)
     eval_episodes: int = option(10, "episodes in an evaluation, without noise", min=1, smoke=2, resume=True)
+    engine: str = option("auto", "gym: Gymnasium's environments; compiled: machine code, for those it knows; "
+                         "auto: compiled where it can be, from 20,000 steps up",
+                         choices=("auto", "gym", "compiled"))  # fmt: skip
     seed: int = option(1, "seed of the weights, the actions, the batches and the environments", min=0)
     device: str = option("cpu", "auto, cpu, cuda, cuda:N or mps", check="rlboard.devices:check_device")
 
@@ -291,7 +294,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         return Embedding(networks.actor[:-1](latest).cpu(), [*zip(values, told, strict=True)], ["value", "action"])
 
     inputs = torch.from_numpy(environments.first).to(device)
-    yield Event(step, total, model=networks, inputs=inputs, state=snapshot)
+    yield Event(step, total, model=networks, inputs=inputs, notice=environments.notice, state=snapshot)
 
     while step < total:
         before, observations = step, environments.observations

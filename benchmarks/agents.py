@@ -33,14 +33,17 @@ from benchmarks._returns import loop_of, train_ours
 from benchmarks.harness import Benchmark, Function, Measurement, Stopwatch, main
 from rlboard.config import Value
 
+PLAIN: dict[str, Value] = {"double": False, "n_steps": 1}
+"""The DQN that all sides have."""
+
 SPEED: dict[str, tuple[str, int, dict[str, Value]]] = {
     "ppo": ("ppo", 40_960, {}),
     "a2c": ("a2c", 40_000, {}),
-    "dqn": ("dqn", 20_000, {}),
+    "dqn": ("dqn", 20_000, PLAIN | {"hidden_size": 256}),
     "dqn4": (
         "dqn",
         20_000,
-        {"batch_size": 128, "gradient_steps": 1, "hidden_size": 120, "target_every": 500, "train_every": 4},
+        PLAIN | {"batch_size": 128, "gradient_steps": 1, "hidden_size": 120, "target_every": 500, "train_every": 4},
     ),
     "sac": ("sac", 3_000, {}),
 }

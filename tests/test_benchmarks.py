@@ -651,7 +651,7 @@ def test_peers_are_given_our_hyperparameters_under_their_names() -> None:
     ],
 )
 def test_what_a_peer_cannot_be_given_is_said(agent: str, changes: dict[str, Any], differences: list[str]) -> None:
-    plain = {"train_every": 1, "gradient_steps": 1} if agent == "dqn" else {}
+    plain = agents_benchmark.PLAIN | {"train_every": 1, "gradient_steps": 1} if agent == "dqn" else {}
     values = find_loop(f"agents/{agent}").defaults() | plain | changes
     assert _peers.CleanRL(None).given(agent, values).differences == differences
     assert _peers.label(_peers.CleanRL(None), agent, values) == f"CleanRL ({'; '.join(differences)})"

@@ -110,7 +110,7 @@ def test_a_run_without_a_policy_is_refused_and_told_which_have_one(tmp_path: Pat
     (tmp_path / "run.json").write_text(json.dumps({"loop": "vision/train", "config": config, "status": "completed"}))
     state = {"format": FORMAT, "config": config, "step": 1, "model": {}, "loop": None, "run": {}, "position": {}}
     save(tmp_path / "checkpoint.pt", state)
-    with pytest.raises(UsageError, match="is of vision/train, which has no policy: give a run of rlboard reinforce"):
+    with pytest.raises(UsageError, match="is of vision/train, which has no policy: give a run of rlboard a2c or"):
         next(train(Config(str(tmp_path))))
 
 
