@@ -240,7 +240,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "nested": (written("run.json", b"[" * 100_000), "run.json is damaged"),
     "a list": (written("run.json", b"[]"), "it has no loop"),
     "no config": (facts_with(config=None), "it has no config"),
-    "another loop": (facts_with(loop="agents/../x"), "there are agents/evaluate, agents/reinforce"),
+    "another loop": (facts_with(loop="agents/../x"), "there are agents/a2c, agents/dqn, agents/evaluate"),
     "a helper": (facts_with(loop="agents/_environments"), "a loop that is not here"),
     "another version": (config_with(gama=1, gamma=None), "unknown gama, missing gamma"),
     "out of range": (config_with(gamma=7.0), "--gamma 7.0 is out of range"),

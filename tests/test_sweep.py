@@ -386,7 +386,7 @@ def test_a_storage_that_does_not_answer_is_one_line(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
-    (["sweep", "reinforc", "--space=lr=1,2"], "LOOP reinforc is no loop: did you mean reinforce?"),
+    (["sweep", "reinforc", "--space=lr=1,2"], "LOOP reinforc is no loop: did you mean reinforce or"),
     (["sweep", "reinforce", "--space=lr=1,2", "--set=learning_rate=1"], "is in --space and in --set"),
     (["sweep", "reinforce", "--space=lr=1,2", "--method=grid", "--trials=3"], "--trials is not for --method grid"),
     (["sweep", "reinforce", "--space=lr=1,2", "--method=best"], "Invalid value for '--method'"),
