@@ -21,7 +21,6 @@ import google_crc32c
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing import event_file_loader, plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -44,6 +43,7 @@ from rlboard.eventfile.read import (
     truncate,
     verify,
 )
+from tests.properties import explored
 
 Row = tuple[str, int, float, float]
 
@@ -463,8 +463,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch") / "events.out.tfevents.1"
 
 
-@settings(deadline=None)
-@given(events=event_lists())
+@explored(events=event_lists())
 def test_any_scalars_are_read_as_written(scratch: Path, events: list[Event]) -> None:
     scratch.write_bytes(serialized(*events))
     columns = read_both(scratch)
@@ -473,8 +472,7 @@ def test_any_scalars_are_read_as_written(scratch: Path, events: list[Event]) -> 
     assert keys(rows(columns)) == keys(rows_by_protobuf(event_file_loader.LegacyEventFileLoader(str(scratch)).Load()))
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20))
+@explored(patterns=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20))
 def test_every_float32_keeps_its_bits(scratch: Path, patterns: list[int]) -> None:
     # Written by hand: Python's float, on the way through protobuf, may quieten a signalling NaN.
     payloads = [b"\x2a\x0a\x0a\x08\x0a\x01a\x15" + struct.pack("<I", pattern) for pattern in patterns]
@@ -601,10 +599,14 @@ def test_where_there_is_no_event_file(tmp_path: Path, function: Callable[[Path],
 # Damage.
 
 
-def test_truncated_anywhere(varied: Path) -> None:
+EVERY = pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])  # of the bytes of a file
+
+
+@EVERY
+def test_truncated_anywhere(every: int, varied: Path) -> None:
     whole = varied.read_bytes()
     edges = boundaries(varied_events())
-    for size in range(len(whole) + 1):
+    for size in sorted({*edges, *range(0, len(whole) + 1, every)}):
         varied.write_bytes(whole[:size])
         records = sum(edge <= size for edge in edges[1:])
         columns = read_both(varied)
@@ -617,11 +619,12 @@ def test_truncated_anywhere(varied: Path) -> None:
         assert compiled.ok == (torn is None)
 
 
-def test_any_byte_flipped(varied: Path) -> None:
+@EVERY
+def test_any_byte_flipped(every: int, varied: Path) -> None:
     whole = varied.read_bytes()
     events = varied_events()
     edges = boundaries(events)
-    for offset in range(len(whole)):
+    for offset in sorted({*edges[:-1], *range(0, len(whole), every)}):
         varied.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x10]) + whole[offset + 1 :])
         hit = sum(edge <= offset for edge in edges) - 1
         start, stop = edges[hit], edges[hit + 1]
@@ -672,8 +675,7 @@ def mutations(draw: st.DrawFn, limit: int = 4) -> Callable[[bytes], bytes]:
     return mutate
 
 
-@settings(deadline=None, max_examples=150)
-@given(mutate=mutations())
+@explored(mutate=mutations())
 def test_a_mutated_file_yields_no_wrong_value(scratch: Path, mutate: Callable[[bytes], bytes]) -> None:
     events = varied_events()
     scratch.write_bytes(mutate(serialized(*events)))
@@ -688,8 +690,7 @@ def test_a_mutated_file_yields_no_wrong_value(scratch: Path, mutate: Callable[[b
     assert compiled.valid_bytes + lost + torn == compiled.size == scratch.stat().st_size
 
 
-@settings(deadline=None)
-@given(data=st.binary(max_size=300))
+@explored(data=st.binary(max_size=300))
 def test_arbitrary_bytes(scratch: Path, data: bytes) -> None:
     scratch.write_bytes(data)
     assert rows(read_both(scratch)) == []
@@ -699,8 +700,7 @@ def test_arbitrary_bytes(scratch: Path, data: bytes) -> None:
     assert report.ok == (data == b"")
 
 
-@settings(deadline=None, max_examples=150)
-@given(events=event_lists(), mutate=mutations(), at=st.integers(0, 11))
+@explored(events=event_lists(), mutate=mutations(), at=st.integers(0, 11))
 def test_valid_records_around_malformed_events(
     scratch: Path, events: list[Event], mutate: Callable[[bytes], bytes], at: int
 ) -> None:
@@ -716,8 +716,7 @@ def test_valid_records_around_malformed_events(
     assert keys(rows(columns)) == keys(rows_by_protobuf(parsed))
 
 
-@settings(deadline=None)
-@given(payload=st.binary(max_size=60))
+@explored(payload=st.binary(max_size=60))
 def test_any_payload_harms_no_other_record(scratch: Path, payload: bytes) -> None:
     scratch.write_bytes(record(payload) + serialized(scalar_event("a", 1.0)))
     assert ("a", 0, 0.0, 1.0) in rows(read_both(scratch))
@@ -787,8 +786,7 @@ def test_records_appended_to_one_that_was_cut_short(
             assert (verify(path).records, verify(path).torn_tail) == (102, len(good) + kept + 56)
 
 
-@settings(deadline=None)
-@given(mutate=mutations(8), window=st.integers(16, 300))
+@explored(mutate=mutations(8), window=st.integers(16, 300))
 def test_the_size_of_the_windows_changes_nothing(scratch: Path, mutate: Callable[[bytes], bytes], window: int) -> None:
     scratch.write_bytes(mutate(serialized(*varied_events())))
     columns, report = read_both(scratch), verify(scratch)
@@ -850,8 +848,7 @@ def concatenated(parts: Sequence[ScalarColumns]) -> list[Row]:
     return [row for part in parts for row in rows(part)]
 
 
-@settings(deadline=None, max_examples=50)
-@given(cuts=st.lists(st.integers(0, 700), max_size=12), mutate=st.one_of(st.none(), mutations()))
+@explored(cuts=st.lists(st.integers(0, 700), max_size=12), mutate=st.one_of(st.none(), mutations()))
 def test_a_file_read_while_it_grows(scratch: Path, cuts: list[int], mutate: Callable[[bytes], bytes] | None) -> None:
     whole = serialized(*varied_events())
     whole = mutate(whole) if mutate else whole
@@ -934,8 +931,7 @@ def test_verify_a_good_file(varied: Path) -> None:
     assert report == read.Report(varied, size, len(varied_events()), size, (), None)
 
 
-@settings(deadline=None, max_examples=80)
-@given(mutate=mutations())
+@explored(mutate=mutations())
 def test_repair_recovers_every_valid_record(scratch: Path, mutate: Callable[[bytes], bytes]) -> None:
     scratch.write_bytes(mutate(serialized(*varied_events())))
     target = scratch.with_name("repaired.tfevents")
