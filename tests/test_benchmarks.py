@@ -851,28 +851,12 @@ def test_names_are_unique() -> None:
             assert len(set(names)) == len(names)
 
 
-HEAVY = {
-    *agents_benchmark.SPEED,
-    "command",
-    "export",
-    "graph-resnet18",
-    "graph-vit",
-    "loading",
-    "loading-cutout",
-    "logging",
-    "reading 10 tags",
-    "resnet18",
-    "saving",
-    "solved",
-    "start",
-    "starting-reinforce",
-    "starting-vision",
-}
+LIGHT = {"list", "loop-5", "scalars"}  # the others train, or start many processes
 EVERY_BENCHMARK = [
     pytest.param(
         module.benchmarks,
         benchmark.name,
-        marks=[pytest.mark.slow] if benchmark.name in HEAVY else [],
+        marks=[] if benchmark.name in LIGHT else [pytest.mark.slow],
         id=benchmark.name,
     )
     for module in (agents_benchmark, reader, reinforce, resume, runs, vision, writer)
