@@ -134,7 +134,7 @@ def check_kill(directory: Path, seconds: float) -> None:
 
 
 @posix
-@pytest.mark.parametrize("times", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_kill_at_any_moment_loses_less_than_a_second(tmp_path: Path, times: int) -> None:
     moments = [random.Random(times).uniform(0, 2.5) for _ in range(times)]
     directories = [tmp_path / str(index) for index in range(times)]
