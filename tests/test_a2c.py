@@ -19,7 +19,7 @@ from rlboard.cli import main
 from rlboard.errors import NumericalError, UsageError
 from rlboard.eventfile import read_scalars
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("a2c")]  # one run for all
 
 
 class Counting(gymnasium.Env[Any, Any]):

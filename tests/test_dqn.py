@@ -22,7 +22,7 @@ from rlboard.cli import main
 from rlboard.errors import NumericalError, UsageError
 from rlboard.events import Event
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("dqn")]  # one run for all
 
 SMALL = Config(
     total_timesteps=400,

@@ -24,7 +24,7 @@ from rlboard.cli import main
 from rlboard.errors import DataError, NumericalError, UsageError
 from rlboard.registry import find_loop
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("ppo")]  # one run for all
 
 SMALL: dict[str, Any] = {
     "total_timesteps": 512, "num_envs": 4, "n_steps": 16, "batch_size": 32, "n_epochs": 2, "hidden_size": 8,

@@ -23,7 +23,7 @@ from rlboard.cli import main
 from rlboard.errors import NumericalError, UsageError
 from rlboard.registry import TRACKS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("sac")]  # one run for all
 
 SMALL = Config(
     total_timesteps=120,
