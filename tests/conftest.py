@@ -1,11 +1,10 @@
-"""What several tests need: a command line that runs here, and one that runs in a process of its own."""
+"""What several tests need: finished runs, a command line and an empty log root, and data sets."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,8 @@ from rlboard.cli import build_app, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
-RlboardProcess = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def rlboard_process(tmp_path: Path) -> RlboardProcess:
-    """Runs `python -m rlboard ...` in `tmp_path`, with warnings as errors where the code is ours."""
-
-    def run(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "rlboard", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        )
-
-    return run
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: more threads than these spin, and wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +28,42 @@ def smoke_log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@contextlib.contextmanager
+def shapes_drawn(train: int, test: int) -> Iterator[None]:
+    """Has the data set `shapes` have so many images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vision._data.SHAPES_TRAIN", train)
+        patch.setattr("vision._data.SHAPES_TEST", test)
+        yield
+
+
+FEW_SHAPES = (640, 640)  # as many as a smoke run uses; to draw all takes longer than to train on these
+
+
+@pytest.fixture(scope="module")
+def few_shapes() -> Iterator[tuple[int, int]]:
+    """Has few images of `shapes` be drawn; yields how many there are else."""
+    from vision import _data
+
+    all_of_them = _data.SHAPES_TRAIN, _data.SHAPES_TEST
+    with shapes_drawn(*FEW_SHAPES):
+        yield all_of_them
+
+
+@pytest.fixture
+def all_shapes(few_shapes: tuple[int, int]) -> Iterator[None]:
+    """Has all of them be drawn, for slow tests in a module of few."""
+    with shapes_drawn(*few_shapes):
+        yield
+
+
 @pytest.fixture(scope="session")
 def vision_log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log root with one finished `rlboard vision train` run named `small` in it, which has learned little."""
     root = tmp_path_factory.mktemp("vision") / "logs"
     arguments = ["--smoke", "--images=96", "--threads=1", "--run-name=small", "--log-dir", str(root)]
-    assert main(["vision", "train", *arguments]) == 0
+    with shapes_drawn(*FEW_SHAPES):
+        assert main(["vision", "train", *arguments]) == 0
     return root
 
 
@@ -61,11 +73,18 @@ def command_line() -> Any:
     return get_command(build_app())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def waits_that_prove_nothing() -> Iterator[None]:
+    """Leaves them out: each `main` would make its command line, and a busy disk takes its time to sync."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlboard.cli.build_app", command_line)
+        patch.setattr(os, "fsync", lambda _: None)  # no test cuts the power
+        yield
+
+
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty log root `logs` in the working directory, for commands on runs."""
-    monkeypatch.setattr("rlboard.cli.build_app", command_line)
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a busy disk takes its time, and no such test cuts the power
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs").mkdir()
     return tmp_path / "logs"

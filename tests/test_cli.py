@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ import pytest
 from rlboard import __version__
 from rlboard.cli import build_app, main
 from rlboard.registry import TRACKS, Loop, Track
-from tests.conftest import ROOT, RlboardProcess
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("few_shapes")
 
 MISTAKES = {
     ("--episodes", "0"): 2,
@@ -149,7 +153,16 @@ def test_one_file_adds_an_agent(
     assert json.loads((tmp_path / "logs/COUNT_UP/first/run.json").read_text())["best"]["count"]["value"] == 10
 
 
-@pytest.mark.parametrize("loop", [loop for track in TRACKS for loop in track.loops()], ids=lambda loop: loop.name)
+SMOKES = [
+    pytest.param(loop, id=loop.name, marks=[pytest.mark.xdist_group("vision-runs")] if "vision" in where else [])
+    for track in TRACKS
+    for loop in track.loops()
+    for where in [loop.track.package if any(option.argument for option in loop.options) else ""]
+]
+"""One worker has the trained run that the loops of the vision track take as an argument."""
+
+
+@pytest.mark.parametrize("loop", SMOKES)
 def test_every_loop_runs_its_smoke(loop: Loop, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """With the path of a finished run of its track for every argument."""
     finished = {"agents": ("smoke_log_dir", "REINFORCE/smoke"), "vision": ("vision_log_dir", "vision/train/small")}
@@ -163,36 +176,43 @@ def test_every_loop_runs_its_smoke(loop: Loop, tmp_path: Path, request: pytest.F
     assert facts["best"]
 
 
-def test_a_pipe_gets_the_lines_of_the_blog(rlboard_process: RlboardProcess) -> None:
-    answer = rlboard_process("reinforce", "--smoke", "--run-name", "a b".replace(" ", "-"))
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stderr == ""
-    lines = answer.stdout.splitlines()
+def test_what_is_no_terminal_gets_the_lines_of_the_blog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["reinforce", "--smoke", "--run-name=a-b"]) == 0
+    output, complaint = capfd.readouterr()
+    assert complaint == ""
+    lines = output.splitlines()
     assert lines[0] == "reinforce: logging to logs/REINFORCE/a-b"
     assert lines[1] == "watch it with: rlboard dashboard --logdir=logs"
     scores = [line for line in lines if line.startswith("# of episode :")]
     assert [line.split(",")[0] for line in scores] == [f"# of episode :{n}" for n in (20, 40, 60)]
     assert all(float(line.rpartition(" ")[2]) > 5 for line in scores)
-    assert "reinforce: completed" in answer.stdout
+    assert "reinforce: completed" in output
     for row in ("reward", "eval/mean_reward", "steps", "time", "logs"):
         assert any(row in line for line in lines[-9:]), row
 
 
 def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty")
+    ours, terminal = pytest.importorskip("pty").openpty()
     output = b""
 
-    def read(descriptor: int) -> bytes:
+    def read() -> None:
         nonlocal output
-        output += (chunk := os.read(descriptor, 4096))
-        return chunk
+        with contextlib.suppress(OSError):  # Linux's end of a terminal
+            while chunk := os.read(ours, 4096):
+                output += chunk
 
-    command = [sys.executable, "-m", "rlboard", "reinforce", "--smoke", "--log-dir", str(tmp_path)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(terminal, "w") as file, pytest.MonkeyPatch.context() as patch:  # noqa: PTH123 - it has no path
         patch.setenv("TERM", "xterm-256color")
         patch.setenv("COLUMNS", "120")
-        assert os.waitstatus_to_exitcode(pty.spawn(command, read)) == 0
+        patch.setattr(sys, "stdout", file)
+        assert main(["reinforce", "--smoke", "--log-dir", str(tmp_path)]) == 0
+    reader.join()
+    os.close(ours)
     text = output.decode()
     assert "60/60" in text
     assert "━" in text
@@ -201,6 +221,7 @@ def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
     assert "# of episode" not in text
 
 
+@pytest.mark.slow  # of a command that trains; that of `runs export` is faster
 def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path: Path) -> None:
     command = f"{sys.executable} -m rlboard reinforce --episodes 2000 --log-dir {tmp_path} | head -n 3"
     answer = subprocess.run(

@@ -19,6 +19,8 @@ from rlboard.cli import main
 from rlboard.instruments.profiler import mean_spans, operator_tables, span_figure, span_table, spans_of
 from rlboard.profiler.traces import Trace, read_trace
 
+pytestmark = [pytest.mark.usefixtures("few_shapes"), pytest.mark.xdist_group("profile")]  # one run for all
+
 SPANS = ("data", "forward", "backward", "optimizer", "synchronize", "logging", "other")
 GYM = ("reinforce", "--engine=gym", "--log=minimal")
 

@@ -31,7 +31,10 @@ from vision._models import build_model
 from vision._saved import load_classifier
 from vision.embed import Config, train
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("embed")]  # scikit-learn starts slowly
+pytestmark = [
+    pytest.mark.usefixtures("few_shapes", "one_thread"),
+    pytest.mark.xdist_group("vision-runs"),  # where there is a classifier already; and scikit-learn starts slowly
+]
 
 IMAGES, SHOWN = 320, 100  # of a smoke run, and of these in the Projector
 
@@ -289,6 +292,7 @@ def test_the_features_of_features_are_refused(log_dir: Path, capsys: pytest.Capt
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_shapes")
 def test_features_learned_without_labels_are_better_than_random_ones() -> None:
     """30 % and 62 % were measured."""
     config = Config(data="shapes", images=5000, width=16, epochs=3, threads=1)

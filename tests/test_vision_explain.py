@@ -26,6 +26,8 @@ from vision._pictures import feature_maps, heat_maps, normalised
 from vision._surface import loss_at, random_direction, smooth_surface, surface_mesh
 from vision.explain import Config, choose, find_class, find_layer, loss_gradients, train
 
+pytestmark = [pytest.mark.usefixtures("few_shapes"), pytest.mark.xdist_group("vision-runs")]  # two runs for all
+
 SMOKE = "vision/explain/smoke"
 STAGES = ("whiten", "activation", "group1", "group2", "group3", "pool", "flatten")
 

@@ -26,7 +26,7 @@ from vision._judge import Judge, train_judge
 from vision._samples import COLUMNS, Wish, draw, grid, interpolation, likeness, sample
 from vision.gan import Config, gradient_penalties, train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("few_shapes", "one_thread"), pytest.mark.xdist_group("gan")]  # one run for all
 
 Capture = pytest.CaptureFixture[str]
 
@@ -401,6 +401,7 @@ def test_few_images_are_augmented_and_the_weights_stay_in_float32(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_shapes")
 def test_it_learns_the_shapes(tmp_path: Path) -> None:
     """The feature distance falls by half; a minute and a half of a CPU."""
     options = ["--data=shapes", "--steps=1400", "--width=8", "--lr=2e-3", "--judge-images=5000", "--quality-images=500"]

@@ -27,7 +27,10 @@ from vision._models import build_model
 from vision._pictures import confusion_matrix, image_grid, worst_mistakes
 from vision.train import Config, train
 
+pytestmark = [pytest.mark.usefixtures("few_shapes"), pytest.mark.xdist_group("vision-train")]  # one run for all
+
 RUN = "vision/train/smoke"
+SMOKE = ["vision", "train", "--smoke", "--images=320", "--epochs=2", "--threads=1"]
 CLASSES = 10
 STAGES = {"features.stem", "features.layer1", "features.layer2", "features.layer3", "features.pool", "features.flatten"}
 
@@ -35,10 +38,7 @@ STAGES = {"features.stem", "features.layer1", "features.layer2", "features.layer
 @pytest.fixture(scope="module")
 def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("vision") / "logs"
-    assert (
-        main(["vision", "train", "--smoke", "--epochs=2", "--threads=1", "--run-name=smoke", "--log-dir", str(root)])
-        == 0
-    )
+    assert main([*SMOKE, "--run-name=smoke", "--log-dir", str(root)]) == 0
     return root
 
 
@@ -147,8 +147,7 @@ def test_equal_seeds_are_equal_weights_whatever_is_logged(log_dir: Path) -> None
         "equal": ["--log=minimal", "--log-every=3", "--picture-every=1"],
         "other": ["--seed=2"],
     }.items():
-        command = ["vision", "train", "--smoke", "--epochs=2", "--threads=1", f"--run-name={name}", *options]
-        assert main([*command, "--log-dir", str(log_dir)]) == 0
+        assert main([*SMOKE, f"--run-name={name}", *options, "--log-dir", str(log_dir)]) == 0
     hashes = {name: facts(log_dir, f"vision/train/{name}")["weights_sha256"] for name in ("equal", "other")}
     smoke = facts(log_dir, RUN)["weights_sha256"]
     assert hashes["equal"] == smoke
@@ -257,6 +256,7 @@ def test_pr_curves_are_read_back(events: EventAccumulator) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_shapes")
 def test_the_defaults_learn_the_shapes(tmp_path: Path) -> None:
     assert main(["vision", "train", "--data=shapes", "--epochs=2", "--run-name=a", "--log-dir", str(tmp_path)]) == 0
     assert facts(tmp_path, "vision/train/a")["best"]["Accuracy/val"]["value"] > 97

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -18,15 +18,6 @@ def tally(record_property: Callable[[str, object], None]) -> Tally:
         record_property("fault", [fault, times])
 
     return count
-
-
-@pytest.fixture(scope="module")
-def few_shapes() -> Iterator[None]:
-    """They take longer to draw than to train on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vision._data.SHAPES_TRAIN", 100)
-        patch.setattr("vision._data.SHAPES_TEST", 100)
-        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
