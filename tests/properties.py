@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +29,7 @@ def explored(few: int = 25, many: int = 500, **strategies: SearchStrategy[Any]) 
         fixtures = [parameter for parameter in parameters if parameter.name not in strategies]
         explore.__name__, explore.__doc__, explore.__module__ = test.__name__, test.__doc__, test.__module__
         vars(explore)["__signature__"] = inspect.Signature([number, *fixtures])
-        return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])(explore)
+        numbers = pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
+        return cast("Test", numbers(explore))
 
     return decorate

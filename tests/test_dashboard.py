@@ -13,6 +13,8 @@ from rlboard.config import Value
 from rlboard.registry import TRACKS
 from tests.browser import get, tensorboard
 
+pytestmark = pytest.mark.xdist_group("dashboard")  # one TensorBoard for all
+
 RUN = "REINFORCE/smoke"
 PARAMETERS = [f"{layer}.{kind}" for layer in ("hidden", "logits") for kind in ("weight", "bias")]
 SCALARS = {

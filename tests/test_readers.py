@@ -19,6 +19,8 @@ from rlboard.writer import open_writer
 from tests.browser import TABS, chromium, get, open_tab, tensorboard
 from tests.test_writer import add_everything
 
+pytestmark = pytest.mark.xdist_group("readers")  # one TensorBoard for all
+
 SCALARS = {
     "scalar": [(1, 0.5)],
     "scalar/new": [(1, float(np.float32(0.1)))],
@@ -93,6 +95,7 @@ def shown(url: str) -> dict[tuple[str, ...], Any]:
     return answers
 
 
+@pytest.mark.slow
 def test_both_loaders_of_tensorboard_show_the_same(url: str, log_dir: Path) -> None:
     with tensorboard(log_dir, "--samples_per_plugin=scalars=2000") as python:
         expected, found = shown(python), shown(url)
