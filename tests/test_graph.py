@@ -201,6 +201,7 @@ def test_the_attention_of_a_transformer_is_visible() -> None:
     )
 
 
+@pytest.mark.slow
 def test_vit_b_16_itself() -> None:
     nodes = checked(graph_def(torchvision.models.vit_b_16(), torch.zeros(1, 3, 224, 224)))
     assert operators(nodes)["aten::native_layer_norm"] == 25

@@ -99,17 +99,22 @@ def test_the_bands_are_a_margin_chart(log_dir: Path) -> None:
     assert charts["reward, interquartile mean"].value == "reward/iqm"
 
 
-def test_processes_train_what_has_no_compiled_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "jobs"), [(2, ["--jobs=1"]), pytest.param(3, [], marks=pytest.mark.slow)], ids=["one by one", "at once"]
+)
+def test_processes_train_what_has_no_compiled_engine(
+    seeds: int, jobs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--episodes=40", "--eval-episodes=1", "--engine=gym", f"--log-dir={tmp_path}", "--log=minimal"]
-    assert main(["reinforce", *options, "--seeds=2", "--run-name=group"]) == 0
+    assert main(["reinforce", *options, f"--seeds={seeds}", *jobs, "--run-name=group"]) == 0
     assert main(["reinforce", *options, "--seed=2", "--run-name=alone"]) == 0
     together, alone = tmp_path / "REINFORCE/group/seed2", tmp_path / "REINFORCE/alone"
     assert facts(together)["weights_sha256"] == facts(alone)["weights_sha256"]
     assert curve(tmp_path / "REINFORCE/group", "reward/mean")[0] == [20, 40]
     output = capsys.readouterr().out
-    assert all(f"seed {seed}: reward " in output for seed in (1, 2))
-    assert "(2 of 2)" in output
-    assert "over 2 of 2 seeds: mean " in output
+    assert all(f"seed {seed}: reward " in output for seed in range(1, seeds + 1))
+    assert f"({seeds} of {seeds})" in output
+    assert f"over {seeds} of {seeds} seeds: mean " in output
 
 
 def test_a_seed_that_fails_is_named_and_the_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
