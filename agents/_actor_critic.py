@@ -136,13 +136,13 @@ class RewardScale:
         deviation = math.sqrt(max(squares / count - (total / count) ** 2, 1e-8))
         return (rewards / np.float32(deviation)).clip(-10, 10)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the next rewards are scaled."""
         return {"returns": self.returns.tolist(), "sums": self.sums.tolist()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes back to what `state` has returned."""
-        self.returns, self.sums = np.array(state["returns"]), np.array(state["sums"])
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes back to what `state_dict` has returned."""
+        self.returns, self.sums = np.array(state_dict["returns"]), np.array(state_dict["sums"])
 
 
 class Rollout(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 
 from rlboard.config import printable
@@ -31,12 +31,21 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames are drawn in memory:
 _drawing = threading.Lock()  # pygame is not made for seeds that draw side by side
 
 Environment = gymnasium.Env[Any, Any]
-Act = Callable[[NDArray[np.float32]], int | np.integer[Any] | NDArray[np.float32]]
-"""A policy as evaluation sees it: an observation, (observation size,), to an action as the environment takes it."""
+Observations = NDArray[Any]
+"""(observation size,) float32 each, or (frames, height, width) uint8."""
+
+Act = Callable[[Observations], int | np.integer[Any] | NDArray[np.float32]]
+"""A policy as evaluation sees it: one of its `Observations` to an action as the environment takes it."""
 
 DISCRETE, CONTINUOUS = "discrete actions, like CartPole-v1", "continuous actions, like Pendulum-v1"
-CHECKS = {"check_discrete": (DISCRETE,), "check_continuous": (CONTINUOUS,), "check_any": (DISCRETE, CONTINUOUS)}
-"""What an agent names as the check of its `env_id`, and the actions that it can take."""
+FRAMES = "observations of stacked frames, like ALE/Pong-v5"
+CHECKS = {
+    "check_discrete": (DISCRETE,),
+    "check_frames": (DISCRETE, FRAMES),
+    "check_continuous": (CONTINUOUS,),
+    "check_any": (DISCRETE, CONTINUOUS),
+}
+"""What an agent names as the check of its `env_id`, and what it can take: flat observations, and these."""
 
 
 EXTRAS = ("atari", "box2d", "mujoco")
@@ -46,6 +55,11 @@ EXTRAS = ("atari", "box2d", "mujoco")
 def check_discrete(env_id: str) -> None:
     """Raises UsageError where `env_id` is no environment, or not for an agent whose actions are discrete."""
     make_environment(env_id, kinds=CHECKS["check_discrete"]).close()
+
+
+def check_frames(env_id: str) -> None:
+    """Raises UsageError where `env_id` is no environment, or not for an agent that can see, of discrete actions."""
+    make_environment(env_id, kinds=CHECKS["check_frames"]).close()
 
 
 def check_continuous(env_id: str) -> None:
@@ -58,28 +72,28 @@ def check_any(env_id: str) -> None:
     make_environment(env_id).close()
 
 
-def fitting(kind: str) -> str:
-    """The commands of the agents that can take such actions: `rlboard ppo or rlboard sac`."""
+def fitting(*kinds: str) -> str:
+    """The commands of the agents that can take all of this: `rlboard ppo or rlboard sac`."""
     track = next(track for track in TRACKS if track.package == __package__)
     commands = [
         f"rlboard {loop.command}"
         for loop in track.loops()
         for option in loop.options
-        if option.name == "env_id" and kind in CHECKS[option.check.partition(":")[2]]
+        if option.name == "env_id" and {*kinds} <= {*CHECKS[option.check.partition(":")[2]]}
     ]
     return " or ".join(commands)
 
 
 def make_environment(
-    env_id: str, render_mode: str | None = None, kinds: Sequence[str] = (DISCRETE, CONTINUOUS)
+    env_id: str, render_mode: str | None = None, kinds: Sequence[str] = (DISCRETE, CONTINUOUS, FRAMES)
 ) -> Environment:
-    """The environment `env_id`, with discrete or bounded continuous actions and flat observations.
+    """The environment `env_id`, with discrete or bounded continuous actions and observations that are flat or frames.
 
-    Observations are of shape (observation size,), continuous actions of shape (action size,).
+    Observations are of shape (observation size,), or (frames, height, width) uint8 with 36 pixels or more each way;
+    continuous actions are of shape (action size,).
 
     Raises:
-        UsageError: it is unknown, a package it needs is missing, its spaces are others, or its actions are not of
-            these `kinds`.
+        UsageError: it is unknown, a package it needs is missing, its spaces are others, or not of these `kinds`.
     """
     try:
         if env_id.startswith("ALE/"):
@@ -99,15 +113,24 @@ def make_environment(
     else:
         choice = f"choose one with {DISCRETE}, or bounded {CONTINUOUS}"
         raise UsageError(f"--env-id {env_id} has actions {printable(actions)}, which no agent here can take: {choice}")
+    shape = observations.shape or ()
+    frames = len(shape) == 3 and min(shape[1:]) >= 36 and observations.dtype == np.uint8
+    takers = fitting(kind, FRAMES) if frames else fitting(kind)
     if kind not in kinds:
-        choice = f"take {fitting(kind)}, or an environment with {' or '.join(kinds)}"
+        choice = f"take {takers}, or an environment with {' or '.join(each for each in kinds if each != FRAMES)}"
         raise UsageError(f"--env-id {env_id} has actions {printable(actions)}: {choice}")
-    if not isinstance(observations, Box) or len(observations.shape) != 1:
+    if not isinstance(observations, Box) or not (len(shape) == 1 or (frames and FRAMES in kinds)):
+        other = f"take {takers}, or" if frames and takers else "choose"
         raise UsageError(
             f"--env-id {env_id} has observations {printable(observations)}: "
-            "choose one with a flat Box, like CartPole-v1"
+            f"{other} one with a flat Box, like {'CartPole-v1' if kind == DISCRETE else 'Pendulum-v1'}"
         )
     return environment
+
+
+def seen(observations: Any, space: Space[Any]) -> Observations:
+    """Observations of `space` as agents see them: frames as they are, all else in float32."""
+    return np.asarray(observations, np.uint8 if len(space.shape or ()) == 3 else np.float32)
 
 
 def _make_atari(env_id: str, render_mode: str | None) -> Environment:
@@ -151,7 +174,7 @@ def blamed(env_id: str) -> Iterator[None]:
 
 
 def sizes(spaces: Environment | Environments) -> tuple[int, int]:
-    """The observation size and the number of actions, or the action size, of environments made here."""
+    """The size of flat observations and the number of actions, or the action size, of environments made here."""
     actions, observations = spaces.action_space, spaces.observation_space
     assert isinstance(observations, Box)
     if isinstance(actions, Discrete):
@@ -241,7 +264,9 @@ def _episode(environment: Environment, act: Act, seed: int) -> Iterator[float]:
     observation, _ = environment.reset(seed=seed)
     ended = False
     while not ended:
-        observation, reward, terminated, truncated, _ = environment.step(act(np.asarray(observation, np.float32)))
+        observation, reward, terminated, truncated, _ = environment.step(
+            act(seen(observation, environment.observation_space))
+        )
         yield float(reward)
         ended = terminated or truncated
 

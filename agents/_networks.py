@@ -38,6 +38,32 @@ def perceptron(
     return nn.Sequential(*layers)
 
 
+class Pixels(nn.Module):
+    """Frames of bytes, (..., frames, height, width), as floats from 0 to 1."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return frames.float() / 255
+
+
+def convolutions(shape: Sequence[int]) -> tuple[nn.Sequential, int]:
+    """The layers by which deep Q-learning sees frames, and how many features they have (Mnih et al., 2015).
+
+    `shape` is (frames, height, width), both sides 36 pixels or more.
+    """
+    layers = nn.Sequential(
+        Pixels(),
+        nn.Conv2d(shape[0], 32, 8, stride=4),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),
+        nn.ReLU(),
+        nn.Flatten(start_dim=-3),
+    )
+    with torch.no_grad():
+        return layers, layers(torch.zeros(shape, dtype=torch.uint8)).numel()
+
+
 def flatten(network: nn.Module) -> nn.Parameter:
     """All parameters of `network` in one vector, and their gradients in its gradient: they become views of the two.
 
@@ -52,6 +78,20 @@ def flatten(network: nn.Module) -> nn.Parameter:
     for parameter, values, gradients in parts:
         parameter.data, parameter.grad = values.view_as(parameter), gradients.view_as(parameter)
     return vector
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Tensor:
+    """Takes a step of `optimizer`, whose parameters are one vector (`flatten`), down the gradient of `loss`.
+
+    Returns the gradient's norm; where it is larger than `max_grad_norm`, the gradient is scaled down to that before.
+    """
+    gradient = optimizer.param_groups[0]["params"][0].grad
+    gradient.zero_()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    gradient.mul_((max_grad_norm / norm).clamp_(max=1))
+    optimizer.step()
+    return norm
 
 
 @contextmanager
@@ -95,6 +135,22 @@ class Mirror:
         outputs: Floats = inputs.dot(weight)
         outputs += bias
         return outputs
+
+
+class Direct:
+    """Any network, called like a `Mirror`: for those whose layers cost more than it costs to call torch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def refresh(self) -> None:
+        """There is nothing to take over."""
+
+    @torch.no_grad()
+    def __call__(self, inputs: NDArray[Any]) -> Floats:
+        """What the network says: (batch, ...) to (batch, outputs), or one input to (outputs,)."""
+        outputs: Tensor = self.network(torch.from_numpy(inputs).to(next(self.network.parameters()).device))
+        return outputs.cpu().numpy()
 
 
 class RunningMoments(nn.Module):

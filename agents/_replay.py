@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents._environments import Observations
 from agents._vector import Environments, Step
 from rlboard.errors import UsageError
 
@@ -22,16 +24,17 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 """Where Linux tells a container how much memory it may use, by cgroups of version 2 and of version 1."""
 
 Batch = dict[str, Tensor]
-Window = tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float32], NDArray[np.bool_]]
+Window = tuple[Observations, NDArray[Any], NDArray[np.float32], NDArray[np.bool_]]
 """Where it begins, the actions taken there, the returns until now, and whose are not in the replay yet."""
 
 
 class Replay:
     """The last `capacity` transitions, in one array that is made once; the oldest give way.
 
-    A transition is one record of it, so that a batch is gathered in one pass: `observations` (observation size,),
-    `actions` ((action size,) floats or a number), `rewards`, `next_observations` (observation size,), `discounts`: what
-    the value of the next observation counts for, 0 where the episode was terminated.
+    A transition is one record of it, so that a batch is gathered in one pass: `observations` ((observation size,), or
+    frames as the bytes that they are), `actions` ((action size,) floats or a number), `rewards`, `next_observations`
+    like `observations`, `discounts`: what the value of the next observation counts for, 0 where the episode was
+    terminated.
 
     Raises:
         UsageError: there is not so much memory, by `option`, the flag that asks for it.
@@ -40,13 +43,13 @@ class Replay:
     def __init__(self, capacity: int, environments: Environments, option: str = "--buffer-size") -> None:
         observations, actions = environments.observation_space, environments.action_space
         assert isinstance(observations, Box)
-        shape = observations.shape
+        observation = ("u1" if len(observations.shape) == 3 else "<f4", observations.shape)
         action = ("<f4", actions.shape) if isinstance(actions, Box) else ("<i8", ())
         self.record = np.dtype(
             [
                 ("actions", *action),
-                ("observations", "<f4", shape),
-                ("next_observations", "<f4", shape),
+                ("observations", *observation),
+                ("next_observations", *observation),
                 ("rewards", "<f4"),
                 ("discounts", "<f4"),
             ],
@@ -68,10 +71,10 @@ class Replay:
 
     def add(
         self,
-        observations: NDArray[np.float32],
+        observations: Observations,
         actions: NDArray[Any],
         rewards: NDArray[np.float32],
-        next_observations: NDArray[np.float32],
+        next_observations: Observations,
         discounts: NDArray[np.float32],
     ) -> None:
         """Takes in a transition of each environment; the first axis of all is (environments,)."""
@@ -107,15 +110,48 @@ class Replay:
             "replay/terminated_percent": 100 * float((kept["discounts"] == 0).mean()),
         }
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The transitions, as bytes in a tensor, and how many were ever added."""
         return {"records": torch.from_numpy(self.records[: len(self)].view(np.uint8)), "added": self.added}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes back to what `state` has returned."""
-        records = state["records"].numpy().view(self.record)
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes back to what `state_dict` has returned."""
+        records = state_dict["records"].numpy().view(self.record)
         self.records[: len(records)] = records
-        self.added = state["added"]
+        self.added = state_dict["added"]
+
+
+class Settings(Protocol):
+    """What an agent's `Config` says about its replay and when it is learned from."""
+
+    @property
+    def total_timesteps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def buffer_size(self) -> int: ...
+    @property
+    def learning_starts(self) -> int: ...
+    @property
+    def train_every(self) -> int: ...
+
+
+def refuse_in_vain(config: Settings, filled: int = 1) -> None:
+    """Raises UsageError where a batch is larger than the replay can be, or nothing would be learned.
+
+    `filled`: the steps after which there is something in the replay.
+    """
+    if config.batch_size > config.buffer_size:
+        raise UsageError(
+            f"--batch-size {config.batch_size} is more than the replay keeps: "
+            f"give at most {config.buffer_size}, the --buffer-size, or a larger one of those"
+        )
+    first = math.ceil(max(config.learning_starts + 1, filled) / config.train_every) * config.train_every
+    if first > config.total_timesteps:
+        raise UsageError(
+            f"--total-timesteps {config.total_timesteps} end before anything is learned: give at least {first}, "
+            f"or a smaller --learning-starts ({config.learning_starts}) or --train-every ({config.train_every})"
+        )
 
 
 class Windows:
@@ -129,7 +165,7 @@ class Windows:
         self.replay, self.steps, self.gamma = replay, steps, gamma
         self.open: deque[Window] = deque()
 
-    def add(self, observations: NDArray[np.float32], actions: NDArray[Any], step: Step) -> None:
+    def add(self, observations: Observations, actions: NDArray[Any], step: Step) -> None:
         """Takes in a step of all environments; what it completes goes into the replay."""
         if self.steps == 1:
             discounts = np.float32(self.gamma) * ~step.terminated
@@ -149,13 +185,13 @@ class Windows:
         if len(self.open) == self.steps:
             self.open.popleft()
 
-    def state(self) -> list[list[Tensor]]:
+    def state_dict(self) -> list[list[Tensor]]:
         """The windows that are not complete."""
         return [[torch.from_numpy(part) for part in window] for window in self.open]
 
-    def restore(self, state: list[list[Tensor]]) -> None:
-        """Goes back to what `state` has returned."""
-        for observations, actions, returns, unfinished in state:
+    def load_state_dict(self, state_dict: list[list[Tensor]]) -> None:
+        """Goes back to what `state_dict` has returned."""
+        for observations, actions, returns, unfinished in state_dict:
             self.open.append((observations.numpy(), actions.numpy(), returns.numpy(), unfinished.numpy()))
 
 

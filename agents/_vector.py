@@ -23,7 +23,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
-from agents._environments import blamed, make_environment, sizes
+from agents._environments import Observations, blamed, make_environment, seen, sizes
 from rlboard.config import printable
 from rlboard.errors import UsageError
 
@@ -41,31 +41,32 @@ Booleans = NDArray[np.bool_]
 class Step(NamedTuple):
     """What one step of all environments led to.
 
-    observations: where the next step begins, that of a new episode where one has ended; (environments, size).
+    observations: where the next step begins, that of a new episode where one has ended; (environments, size), or
+        (environments, frames, height, width) of what is seen.
     rewards: (environments,) float32.
     terminated: the episode has come to an end of its own, after which nothing can be earned; (environments,).
     truncated: it was cut short, by a time limit, and would have gone on; (environments,).
-    finals: what the step itself led to, the last of an episode where one has ended; (environments, size). The very
+    finals: what the step itself led to, the last of an episode where one has ended; of the same shape. The very
         array `observations` where none has ended.
     """
 
-    observations: Floats
+    observations: Observations
     rewards: Floats
     terminated: Booleans
     truncated: Booleans
-    finals: Floats
+    finals: Observations
 
 
 class Environments(ABC):
     """`count` environments of one kind, and what their episodes come to.
 
     Attributes:
-        observations: where the next step begins, (count, size); never written to once it was handed out.
+        observations: where the next step begins, (count, ...); never written to once it was handed out.
         notice: which engine steps them, and why where another would have been taken: for an agent's first event.
     """
 
     engine = "gym"
-    observations: Floats
+    observations: Observations
     notice = "engine: gym"
 
     def __init__(self, env_id: str, count: int, kinds: Sequence[str]) -> None:
@@ -78,9 +79,9 @@ class Environments(ABC):
         self.episodes = 0
 
     @cached_property
-    def first(self) -> Floats:
+    def first(self) -> Observations:
         """What all began with, two observations at least, to show a network by: the same in a resumed run."""
-        return np.resize(self.observations, (max(2, self.count), self.observations.shape[1]))
+        return np.resize(self.observations, (max(2, self.count), *self.observations.shape[1:]))
 
     @abstractmethod
     def step(self, actions: NDArray[Any]) -> Step:
@@ -120,7 +121,7 @@ class Environments(ABC):
         self.scores.extend(state["scores"])
         self.lengths.extend(state["lengths"])
         self.episodes = state["episodes"]
-        self.first = np.array(state["first"], np.float32)
+        self.first = seen(state["first"], self.observation_space)
         self._restore(state["environments"])
 
     @abstractmethod
@@ -152,12 +153,15 @@ class Gathered(Environments):
             environment.reset(seed=own)
         self.observations = np.stack([self._begin(number) for number in range(count)])
 
-    def _begin(self, number: int) -> Floats:
+    def _begin(self, number: int) -> Observations:
         environment = self.environments[number]
-        self.begun[number] = environment.unwrapped.np_random.bit_generator.state
+        random = environment.unwrapped.np_random
+        self.begun[number] = random.bit_generator.state
         self.actions[number] = []
         self.score[number] = 0.0
-        return np.asarray(environment.reset()[0], np.float32)
+        # A game of Atari has random numbers of its own, which it draws from nothing but a seed.
+        seed = int(random.integers(2**31)) if self.env_id.startswith("ALE/") else None
+        return seen(environment.reset(seed=seed)[0], self.observation_space)
 
     def step(self, actions: NDArray[Any]) -> Step:
         """See `Environments.step`."""
@@ -167,7 +171,7 @@ class Gathered(Environments):
             results = [environment.step(action) for environment, action in zip(self.environments, actions, strict=True)]
             led_to, gained, ends, cuts, _ = zip(*results, strict=True)
             self.score = [score + reward for score, reward in zip(self.score, gained, strict=True)]
-            self.observations = finals = np.array(led_to, np.float32)
+            self.observations = finals = seen(led_to, self.observation_space)
             rewards, terminated = np.array(gained, np.float32), np.array(ends, np.bool_)
             truncated = np.array(cuts, np.bool_)
             if True in ends or True in cuts:
@@ -344,7 +348,7 @@ class Wanted(Protocol):
 def make_environments(config: Wanted, kinds: Sequence[str], state: Mapping[str, Any] | None = None) -> Environments:
     """The environments that `config` asks for, each with random numbers of its own that follow from its seed.
 
-    Their actions are of these `kinds`, DISCRETE or CONTINUOUS.
+    They are of these `kinds`: DISCRETE, CONTINUOUS, FRAMES.
 
     With the `state` of earlier ones they go on from there, in the same engine.
 

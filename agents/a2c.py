@@ -55,14 +55,12 @@ from agents._actor_critic import (
     explained_variance,
     features,
 )
-from agents._environments import CONTINUOUS, DISCRETE, NOT_EVALUATED, Act, evaluation, passed
-from agents._networks import RunningMoments, flatten
-from agents._vector import make_environments
+from agents._environments import CONTINUOUS, DISCRETE, Act
+from agents._networks import RunningMoments, descend, flatten
+from agents._training import Training
 from rlboard.config import option
-from rlboard.devices import resolve_device
 from rlboard.errors import NumericalError
 from rlboard.events import Event
-from rlboard.seeding import seed_everything
 
 
 @dataclass(frozen=True)
@@ -151,43 +149,27 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         UsageError: the environment or the device cannot be used (before the first event).
         NumericalError: the gradient is NaN or infinite.
     """
-    torch.set_num_threads(1)  # a second thread costs more than layers of 64 units can give it to do
-    rng = seed_everything(config.seed)
-    device = resolve_device(config.device)
-    environments = make_environments(config, (DISCRETE, CONTINUOUS), state and state["environments"])
+    training = Training(config, (DISCRETE, CONTINUOUS), state, config.num_envs * config.n_steps)
+    environments, device = training.environments, training.device
     network = ActorCritic(config, environments, bounded=True).to(device)
     parameters = flatten(network)
-    gradient = parameters.grad
-    assert gradient is not None
     optimizer: torch.optim.Optimizer = RMSprop(parameters, config.learning_rate)
     if config.optimizer == "adam":
         optimizer = torch.optim.Adam([parameters], config.learning_rate, eps=1e-5, fused=True)
     scale = RewardScale(config.num_envs, config.gamma)
-    transitions = config.num_envs * config.n_steps
-    step, total = 0, math.ceil(config.total_timesteps / transitions) * transitions
-    if state:
-        network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scale.restore(state["scale"])
-        rng.bit_generator.state = state["random"]
-        step = state["step"]
+    training.keep(network, optimizer=optimizer, scale=scale)
     player = Player(network, environments.action_space)
-    recent: deque[Rollout] = deque(maxlen=math.ceil(1000 / transitions))
-
-    def snapshot() -> dict[str, Any]:
-        learner = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "scale": scale.state()}
-        return {**learner, "environments": environments.state(), "random": rng.bit_generator.state, "step": step}
+    recent: deque[Rollout] = deque(maxlen=math.ceil(1000 / training.steps))
 
     def batch(array: NDArray[Any]) -> Tensor:
         """(steps, environments, ...) to (steps x environments, ...), on the device."""
         return torch.from_numpy(array).to(device).flatten(0, 1)
 
-    inputs = torch.from_numpy(environments.first).to(device)
-    yield Event(step, total, model=network, inputs=inputs, notice=environments.notice, state=snapshot)
+    yield training.begin()
 
-    while step < total:
+    while training.step < training.total:
         with record_function("rollout"):
-            noises = player.noise(rng, config.n_steps, config.num_envs)
+            noises = player.noise(training.rng, config.n_steps, config.num_envs)
             rollout = collect(environments, player, noises, config.gamma, scale if config.normalize_rewards else None)
             recent.append(rollout)
 
@@ -202,30 +184,24 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             loss = policy_loss + config.value_coefficient * value_loss
             if config.entropy_coefficient:
                 loss = loss - config.entropy_coefficient * network.entropy(outputs)
-
-            gradient.zero_()
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = gradient.norm()
-            gradient.mul_((config.max_grad_norm / norm).clamp(max=1))
-            learning_rate = config.learning_rate * (1 - step / total if config.anneal else 1)
+            learning_rate = config.learning_rate * (1 - training.step / training.total if config.anneal else 1)
             optimizer.param_groups[0]["lr"] = learning_rate
-            optimizer.step()
-        step += transitions
+            norm = descend(loss, optimizer, config.max_grad_norm)
 
+        due = training.count()
         if not math.isfinite(norm):
-            raise NumericalError(f"the gradient's norm is {norm:g} at step {step}: try a smaller --learning-rate")
-        if isinstance(network.normalize, RunningMoments) and step // transitions % MOMENTS_EVERY == 1:
-            network.normalize.update(rollout.observations.reshape(transitions, -1))
+            raise NumericalError(
+                f"the gradient's norm is {norm:g} at step {training.step}: try a smaller --learning-rate"
+            )
+        if isinstance(network.normalize, RunningMoments) and training.step // training.steps % MOMENTS_EVERY == 1:
+            network.normalize.update(rollout.observations.reshape(training.steps, -1))
             player.refresh()
         elif device.type != "cpu":
             player.refresh()
 
-        last = step >= total
-        judged = last or passed(config.eval_every, step - transitions, step)
-        if not judged and not passed(config.log_every, step - transitions, step):
+        if not due:
             continue
         scalars = {
-            **environments.scalars(),
             "train/loss": loss.item(),
             "train/policy_loss": policy_loss.item(),
             "train/value_loss": value_loss.item(),
@@ -233,15 +209,9 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             "train/explained_variance": explained_variance(advantages, returns),
             "train/grad_norm": norm.item(),
             "train/learning_rate": learning_rate,
-            "time/steps": step,
         }
         if network.log_std is not None:
             scalars["train/std"] = network.log_std.exp().mean().item()
-        judge = partial(evaluation, config.env_id, player.greedy, config.eval_episodes, config.seed)
-        judgement = judge() if judged else NOT_EVALUATED
         histograms = {"Actions/taken": partial(player.taken, rollout.actions)}
-        embeddings = {"Embeddings/observations": partial(features, network, player, recent)} if last else {}
-        yield Event(step, total, scalars | judgement.scalars, "rollout/ep_rew_mean", model=network,
-                    images=judgement.images, videos=judgement.videos, histograms=histograms, embeddings=embeddings,
-                    state=snapshot)  # fmt: skip
+        yield training.event(scalars, player.greedy, histograms, partial(features, network, player, recent))
     environments.close()

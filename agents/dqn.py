@@ -28,7 +28,7 @@ Result, on one CPU core, the mean of 50 greedy episodes at the end: CartPole-v1,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -39,22 +39,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from agents._environments import DISCRETE, Act, evaluation, make_environment, passed, sizes
-from agents._networks import Mirror, flatten, no_denormals, perceptron
-from agents._replay import Batch, Replay, Windows
-from agents._vector import make_environments
+from agents._environments import DISCRETE, FRAMES, Act, Environment, Observations, make_environment, sizes
+from agents._networks import Direct, Mirror, convolutions, descend, flatten, no_denormals, perceptron
+from agents._replay import Batch, Replay, Windows, refuse_in_vain
+from agents._training import Training
+from agents._vector import Environments
 from rlboard.checkpoint import load_weights
 from rlboard.config import option
-from rlboard.devices import resolve_device
-from rlboard.errors import NumericalError, UsageError
-from rlboard.events import Embedding, Event, Image, Video
-from rlboard.seeding import seed_everything
+from rlboard.errors import NumericalError
+from rlboard.events import Embedding, Event
 
 
 @dataclass(frozen=True)
 class Config:
-    env_id: str = option("CartPole-v1", "Gymnasium environment: discrete actions, flat Box observations",
-                         check="agents._environments:check_discrete")  # fmt: skip
+    env_id: str = option("CartPole-v1", "Gymnasium environment: discrete actions, flat Box observations or frames",
+                         check="agents._environments:check_frames")  # fmt: skip
     total_timesteps: int = option(50_000, "steps to train, those of all environments", min=1, smoke=1000, resume=True)
     num_envs: int = option(1, "environments stepped side by side", min=1, max=4096)
     learning_rate: float = option(1e-3, "step size of Adam", above=0, max=1e30, alias="--lr")
@@ -69,6 +68,7 @@ class Config:
     train_every: int = option(256, "steps between updates; at most one comes with a step of all environments", min=1)
     gradient_steps: int = option(128, "gradient steps of an update, each on a batch of its own", min=1)
     target_every: int = option(10, "steps after which the target network becomes a copy of the network", min=1)
+    clip_rewards: bool = option(False, "learn from the sign of rewards alone, as games with large scores want")
     max_grad_norm: float = option(10.0, "largest norm of a gradient; a larger one is scaled down", above=0)
     exploration_steps: int = option(8000, "steps over which random actions fall from all to the final share", min=1)
     exploration_final: float = option(0.04, "share of random actions in the end: epsilon", min=0, max=1)
@@ -100,17 +100,25 @@ PRESETS = {
         "n_steps": 1, "hidden_size": 256, "batch_size": 128, "buffer_size": 10_000, "train_every": 16,
         "gradient_steps": 8, "target_every": 600, "exploration_steps": 24_000, "exploration_final": 0.07,
     },
+    "pong": {
+        "env_id": "ALE/Pong-v5", "total_timesteps": 1_000_000, "learning_rate": 1e-4, "hidden_size": 512,
+        "batch_size": 32, "buffer_size": 20_000, "learning_starts": 10_000, "train_every": 4, "gradient_steps": 1,
+        "target_every": 1000, "exploration_steps": 100_000, "exploration_final": 0.01, "eval_every": 100_000,
+        "eval_episodes": 5, "device": "auto",
+    },
 }  # fmt: skip
 
 
 class QNetwork(nn.Module):
-    """Q(s, a): observations (batch, observation size) to (batch, actions)."""
+    """Q(s, a): observations (batch, *shape), flat ones or frames, to (batch, actions)."""
 
-    def __init__(self, observation_size: int, hidden_size: int, actions: int, dueling: bool) -> None:
+    def __init__(self, shape: Sequence[int], hidden_size: int, actions: int, dueling: bool) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(observation_size, hidden_size), nn.ReLU())
-        self.advantage = perceptron((hidden_size, hidden_size, actions), nn.ReLU)  # Q itself where nothing is added
-        self.value = perceptron((hidden_size, hidden_size, 1), nn.ReLU) if dueling else None
+        self.body, features = nn.Sequential(nn.Linear(shape[0], hidden_size), nn.ReLU()), hidden_size
+        if len(shape) == 3:
+            self.body, features = convolutions(shape)
+        self.advantage = perceptron((features, hidden_size, actions), nn.ReLU)  # Q itself where nothing is added
+        self.value = perceptron((features, hidden_size, 1), nn.ReLU) if dueling else None
 
     def forward(self, observations: Tensor) -> Tensor:
         hidden = self.body(observations)
@@ -125,32 +133,26 @@ class QNetwork(nn.Module):
         features: Tensor = self.advantage[:-1](self.body(observations))
         return features
 
-    def mirror(self) -> Mirror:
-        """What acting needs, in NumPy: the best action has the largest advantage, whatever the state is worth."""
-        return Mirror(nn.Sequential(*self.body, *self.advantage))
+    def mirror(self) -> Mirror | Direct:
+        """What acting needs: the best action has the largest advantage, whatever the state is worth."""
+        layers = nn.Sequential(*self.body, *self.advantage)
+        return Mirror(layers) if isinstance(layers[0], nn.Linear) else Direct(layers)
 
 
-def refuse_in_vain(config: Config) -> None:
-    """Raises UsageError where a batch is larger than the replay can be, or nothing would be learned."""
-    if config.batch_size > config.buffer_size:
-        raise UsageError(
-            f"--batch-size {config.batch_size} is more than the replay keeps: "
-            f"give at most {config.buffer_size}, the --buffer-size, or a larger one of those"
-        )
-    there = max(config.learning_starts + 1, config.n_steps * config.num_envs)
-    first = math.ceil(there / config.train_every) * config.train_every
-    if first > config.total_timesteps:
-        raise UsageError(
-            f"--total-timesteps {config.total_timesteps} end before anything is learned: give at least {first}, "
-            f"or a smaller --learning-starts ({config.learning_starts}) or --train-every ({config.train_every})"
-        )
+def q_network(config: Config, environments: Environment | Environments) -> tuple[QNetwork, int]:
+    """The network for these environments, and the number of their actions."""
+    shape, (_, actions) = environments.observation_space.shape, sizes(environments)
+    assert shape
+    return QNetwork(shape, config.hidden_size, actions, config.dueling), actions
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights that diverge show in the loss
-def choose(q: Mirror, observations: NDArray[np.float32], epsilon: float, rng: np.random.Generator) -> NDArray[Any]:
-    """For each of observations, (batch, size), the best action, or any with chance epsilon: (batch,)."""
+def choose(
+    q: Mirror | Direct, observations: Observations, epsilon: float, rng: np.random.Generator, count: int
+) -> NDArray[Any]:
+    """For each of observations, (batch, ...), the best of `count` actions, or any with chance epsilon: (batch,)."""
     explores = rng.random(len(observations)) < epsilon
-    actions = rng.integers(q.layers[-1][1].size, size=len(observations))
+    actions = rng.integers(count, size=len(observations))
     return actions if explores.all() else np.where(explores, actions, q(observations).argmax(-1))
 
 
@@ -159,7 +161,6 @@ def learn(
     config: Config, network: QNetwork, target: QNetwork, optimizer: torch.optim.Optimizer, transitions: Batch
 ) -> dict[str, Tensor]:
     """Takes a gradient step on each batch of `transitions`, and returns what the last one came to."""
-    gradient = optimizer.param_groups[0]["params"][0].grad
     batches = {name: torch.split(values, config.batch_size) for name, values in transitions.items()}
     with torch.no_grad():
         target_q = torch.split(target(transitions["next_observations"]), config.batch_size)
@@ -174,11 +175,7 @@ def learn(
         y = torch.addcmul(batch["rewards"], batch["discounts"], next_values)
         q = network(batch["observations"]).gather(1, batch["actions"][:, None]).squeeze(1)
         loss = nn.functional.smooth_l1_loss(q, y)  # Huber's
-        gradient.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.linalg.vector_norm(gradient)
-        gradient.mul_((config.max_grad_norm / norm).clamp_(max=1))
-        optimizer.step()
+        norm = descend(loss, optimizer, config.max_grad_norm)
     return {"loss": loss.detach(), "q": q.detach(), "y": y, "norm": norm}
 
 
@@ -189,12 +186,11 @@ def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int
         DataError: `weights` are of another network than `config` describes.
     """
     environment = make_environment(config.env_id)
-    observation_size, action_count = sizes(environment)
-    network = QNetwork(observation_size, config.hidden_size, action_count, config.dueling)
+    network, action_count = q_network(config, environment)
     load_weights(network, weights)
     values, rng = network.mirror(), np.random.default_rng(seed)
 
-    def act(observation: NDArray[np.float32]) -> int:
+    def act(observation: Observations) -> int:
         explores = not greedy and rng.random() < config.exploration_final
         return int(rng.integers(action_count) if explores else values(observation).argmax())
 
@@ -211,52 +207,26 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         UsageError: the environment, the device or the configuration cannot be used (before the first event).
         NumericalError: the loss is NaN or infinite.
     """
-    torch.set_num_threads(1)  # a second thread costs more than layers of this size can give it to do
-    rng = seed_everything(config.seed)
-    device = resolve_device(config.device)
-    refuse_in_vain(config)
-    environments = make_environments(config, [DISCRETE], state["environments"] if state else None)
-    observation_size, action_count = sizes(environments)
+    refuse_in_vain(config, config.n_steps * config.num_envs)
+    training = Training(config, (DISCRETE, FRAMES), state)
+    environments, rng, device = training.environments, training.rng, training.device
     replay = Replay(config.buffer_size, environments)
     windows = Windows(replay, config.n_steps, config.gamma)
-    network = QNetwork(observation_size, config.hidden_size, action_count, config.dueling).to(device)
+    network, action_count = q_network(config, environments)
+    network.to(device)
     target = deepcopy(network)
     weights, target_weights = flatten(network), flatten(target)
-    gradient = weights.grad
-    assert gradient is not None
+    assert weights.grad is not None
     optimizer = torch.optim.Adam([weights], lr=config.learning_rate, fused=True)
     learned: dict[str, Tensor] = {}  # what the last gradient step came to
     curves: dict[str, float] = {}  # the same as of the last event
-    step = 0
-    if state:
-        network.load_state_dict(state["model"])
-        target.load_state_dict(state["target"])
-        optimizer.load_state_dict(state["optimizer"])
-        gradient.copy_(state["gradient"])  # which an event may show that comes before the next update
-        replay.restore(state["replay"])
-        windows.restore(state["windows"])
-        rng.bit_generator.state = state["random"]
-        step, curves = state["step"], state["curves"]
+    training.keep(network, target=target, optimizer=optimizer, replay=replay, windows=windows, curves=curves,
+                  gradient=weights.grad)  # which an event may show that comes before the next update  # fmt: skip
     q = network.mirror()
     greedy = lambda observation: q(observation).argmax()  # noqa: E731
-    total = math.ceil(config.total_timesteps / config.num_envs) * config.num_envs
 
     def epsilon() -> float:
-        return 1 - (1 - config.exploration_final) * min(1.0, step / config.exploration_steps)
-
-    def snapshot() -> dict[str, Any]:
-        return {
-            "model": network.state_dict(),
-            "target": target.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "gradient": gradient,
-            "environments": environments.state(),
-            "replay": replay.state(),
-            "windows": windows.state(),
-            "random": rng.bit_generator.state,
-            "step": step,
-            "curves": curves,
-        }
+        return 1 - (1 - config.exploration_final) * min(1.0, training.step / config.exploration_steps)
 
     @torch.no_grad()
     def latest_q() -> Tensor:
@@ -269,54 +239,43 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         values, actions = latest_q().max(-1)
         return Embedding(points.cpu(), [*zip(values.tolist(), actions.tolist(), strict=True)], ["value", "action"])
 
-    inputs = torch.from_numpy(environments.first).to(device)
-    yield Event(step, total, model=network, inputs=inputs, notice=environments.notice, state=snapshot)
+    yield training.begin()
 
-    while step < total:
-        observations, before = environments.observations, step
-        actions = choose(q, observations, epsilon(), rng)
-        windows.add(observations, actions, environments.step(actions))
-        step += config.num_envs
+    while training.step < training.total:
+        observations = environments.observations
+        actions = choose(q, observations, epsilon(), rng, action_count)
+        led_to = environments.step(actions)
+        if config.clip_rewards:
+            led_to = led_to._replace(rewards=np.sign(led_to.rewards))
+        windows.add(observations, actions, led_to)
+        due = training.count()
 
-        if passed(config.target_every, before, step):
+        if training.passed(config.target_every):
             target_weights.data.copy_(weights.data)
-        if step > config.learning_starts and passed(config.train_every, before, step) and len(replay):
+        if training.step > config.learning_starts and training.passed(config.train_every) and len(replay):
             with record_function("update"):
                 size = config.gradient_steps * config.batch_size
                 learned = learn(config, network, target, optimizer, replay.sample(size, rng, device))
             if device.type != "cpu":
                 q.refresh()
 
-        last = step == total
-        judged = last or passed(config.eval_every, before, step)
-        if not judged and not passed(config.log_every, before, step):
+        if not due:
             continue
         if learned:
-            curves = {
+            curves |= {
                 "train/loss": learned["loss"].item(),
                 "train/q_mean": learned["q"].mean().item(),
                 "train/td_error": (learned["q"] - learned["y"]).abs().mean().item(),
                 "train/grad_norm": learned["norm"].item(),
             }
-            if not math.isfinite(curves["train/loss"]):
-                loss = curves["train/loss"]
-                raise NumericalError(f"the loss is {loss} at step {step}: try a smaller --learning-rate")
+            if not math.isfinite(loss := curves["train/loss"]):
+                raise NumericalError(f"the loss is {loss} at step {training.step}: try a smaller --learning-rate")
         scalars = {
-            **environments.scalars(),
             **curves,
             **replay.scalars(),
             "train/learning_rate": config.learning_rate,
             "exploration/epsilon": epsilon(),
-            "time/steps": step,
         }
-        images: Mapping[str, Image] = {}
-        videos: Mapping[str, Video] = {}
-        if judged:
-            told, images, videos = evaluation(config.env_id, greedy, config.eval_episodes, config.seed)
-            scalars |= told
         histograms = {"Q/values": latest_q, "Actions/taken": lambda: replay.latest(1000, device)["actions"]}
-        embeddings = {"Embeddings/observations": embedding} if last else {}
-        yield Event(step, total, scalars, "rollout/ep_rew_mean", "", network, images=images, videos=videos,
-                    histograms=histograms if len(replay) else {}, embeddings=embeddings if len(replay) else {},
-                    state=snapshot)  # fmt: skip
+        yield training.event(scalars, greedy, histograms if len(replay) else {}, embedding if len(replay) else None)
     environments.close()

@@ -65,14 +65,12 @@ from agents._actor_critic import (
     explained_variance,
     features,
 )
-from agents._environments import CONTINUOUS, DISCRETE, NOT_EVALUATED, Act, evaluation, passed
-from agents._networks import RunningMoments, flatten
-from agents._vector import make_environments
+from agents._environments import CONTINUOUS, DISCRETE, Act
+from agents._networks import RunningMoments, descend, flatten
+from agents._training import Training
 from rlboard.config import option
-from rlboard.devices import resolve_device
 from rlboard.errors import NumericalError, UsageError
 from rlboard.events import Event
-from rlboard.seeding import seed_everything
 
 
 @dataclass(frozen=True)
@@ -183,46 +181,30 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         UsageError: the environment, the batch size or the device cannot be used (before the first event).
         NumericalError: the loss is NaN or infinite.
     """
-    torch.set_num_threads(1)  # a second thread costs more than layers of 64 units can give it to do
     check_batches(config)
-    rng = seed_everything(config.seed)
-    device = resolve_device(config.device)
-    environments = make_environments(config, (DISCRETE, CONTINUOUS), state and state["environments"])
+    shape = config.n_steps, config.num_envs
+    training = Training(config, (DISCRETE, CONTINUOUS), state, math.prod(shape))
+    environments, device = training.environments, training.device
     network = ActorCritic(config, environments).to(device)
-    parameters = flatten(network)
-    gradient = parameters.grad
-    assert gradient is not None
-    optimizer = torch.optim.Adam([parameters], config.learning_rate, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam([flatten(network)], config.learning_rate, eps=1e-5, fused=True)
     scale = RewardScale(config.num_envs, config.gamma)
-    shape, transitions = (config.n_steps, config.num_envs), config.num_envs * config.n_steps
-    step, total = 0, math.ceil(config.total_timesteps / transitions) * transitions
-    if state:
-        network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scale.restore(state["scale"])
-        rng.bit_generator.state = state["random"]
-        step = state["step"]
+    training.keep(network, optimizer=optimizer, scale=scale)
     player = Player(network, environments.action_space)
-    recent: deque[Rollout] = deque(maxlen=math.ceil(1000 / transitions))
-
-    def snapshot() -> dict[str, Any]:
-        learner = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "scale": scale.state()}
-        return {**learner, "environments": environments.state(), "random": rng.bit_generator.state, "step": step}
+    recent: deque[Rollout] = deque(maxlen=math.ceil(1000 / training.steps))
 
     def of_all(array: NDArray[Any]) -> Tensor:
         """(steps, environments, ...) as a tensor (transitions, ...)."""
         return torch.from_numpy(array).to(device).flatten(0, 1)
 
-    first = torch.from_numpy(environments.first).to(device)
-    yield Event(step, total, model=network, inputs=first, notice=environments.notice, state=snapshot)
+    yield training.begin()
 
-    while step < total:
-        left = 1 - step / total if config.anneal else 1.0
+    while training.step < training.total:
+        left = 1 - training.step / training.total if config.anneal else 1.0
         clip_range = config.clip_range * left
         optimizer.param_groups[0]["lr"] = config.learning_rate * left
 
         with record_function("rollout"):
-            noises = player.noise(rng, *shape)
+            noises = player.noise(training.rng, *shape)
             rollout = collect(environments, player, noises, config.gamma, scale if config.normalize_rewards else None)
             recent.append(rollout)
 
@@ -236,29 +218,24 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             returns = advantages + values
             experience = inputs, actions, log_probabilities, of_all(advantages), of_all(returns)
             for _ in range(config.n_epochs):
-                for batch in shuffled(experience, config.batch_size, rng):
+                for batch in shuffled(experience, config.batch_size, training.rng):
                     loss, *_ = losses(network, config, clip_range, *batch)
-                    gradient.zero_()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    norm = gradient.norm()
-                    gradient.mul_((config.max_grad_norm / (norm + 1e-6)).clamp(max=1))
-                    optimizer.step()
+                    norm = descend(loss, optimizer, config.max_grad_norm)
             if isinstance(network.normalize, RunningMoments):
-                network.normalize.update(rollout.observations.reshape(transitions, -1))
+                network.normalize.update(rollout.observations.reshape(training.steps, -1))
             player.refresh()
-        before, step = step, step + transitions
-        if not math.isfinite(loss.detach()):
-            raise NumericalError(f"the loss is {loss.item():.3g} at step {step}: try a smaller --learning-rate")
 
-        last = step == total
-        judged = last or passed(config.eval_every, before, step)
-        if not judged and not passed(config.log_every, before, step):
+        due = training.count()
+        if not math.isfinite(loss.detach()):
+            raise NumericalError(
+                f"the loss is {loss.item():.3g} at step {training.step}: try a smaller --learning-rate"
+            )
+        if not due:
             continue
         with torch.no_grad():
             loss, policy_loss, value_loss, outputs, log_ratios = losses(network, config, clip_range, *experience)
             ratios = log_ratios.exp()
             scalars = {
-                **environments.scalars(),
                 "train/loss": loss.item(),
                 "train/policy_loss": policy_loss.item(),
                 "train/value_loss": value_loss.item(),
@@ -269,15 +246,9 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
                 "train/grad_norm": norm.item(),
                 "train/learning_rate": config.learning_rate * left,
                 "train/clip_range": clip_range,
-                "time/steps": step,
             }
         if network.log_std is not None:
             scalars["train/std"] = network.log_std.exp().mean().item()
-        judge = partial(evaluation, config.env_id, player.greedy, config.eval_episodes, config.seed)
-        judgement = judge() if judged else NOT_EVALUATED
         histograms = {"Actions/taken": partial(player.taken, rollout.actions)}
-        embeddings = {"Embeddings/observations": partial(features, network, player, recent)} if last else {}
-        yield Event(step, total, scalars | judgement.scalars, "rollout/ep_rew_mean", model=network,
-                    images=judgement.images, videos=judgement.videos, histograms=histograms, embeddings=embeddings,
-                    state=snapshot)  # fmt: skip
+        yield training.event(scalars, player.greedy, histograms, partial(features, network, player, recent))
     environments.close()

@@ -41,16 +41,14 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, softplus
 from torch.profiler import record_function
 
-from agents._environments import CONTINUOUS, Act, evaluation, make_environment, passed, sizes
+from agents._environments import CONTINUOUS, Act, make_environment, sizes
 from agents._networks import Floats, Mirror, flatten, no_denormals, perceptron
-from agents._replay import Batch, Replay
-from agents._vector import make_environments
+from agents._replay import Batch, Replay, refuse_in_vain
+from agents._training import Training
 from rlboard.checkpoint import load_weights
 from rlboard.config import option
-from rlboard.devices import resolve_device
-from rlboard.errors import NumericalError, UsageError
-from rlboard.events import Embedding, Event, Image, Video
-from rlboard.seeding import seed_everything
+from rlboard.errors import NumericalError
+from rlboard.events import Embedding, Event
 
 SMALLEST, LARGEST = -20, 2
 """Between these the logarithm of the deviation is held."""
@@ -60,7 +58,7 @@ SMALLEST, LARGEST = -20, 2
 class Config:
     env_id: str = option("Pendulum-v1", "Gymnasium environment: continuous actions, flat Box observations",
                          check="agents._environments:check_continuous")  # fmt: skip
-    total_timesteps: int = option(20_000, "steps to train, those of all environments", min=1, smoke=300, resume=True)
+    total_timesteps: int = option(10_000, "steps to train, those of all environments", min=1, smoke=300, resume=True)
     num_envs: int = option(1, "environments stepped side by side", min=1, max=4096)
     learning_rate: float = option(1e-3, "step size of Adam, for all that is learned", above=0, max=1e30, alias="--lr")
     gamma: float = option(0.99, "discount: what a reward one step later is worth", min=0, max=1)
@@ -240,47 +238,16 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         UsageError: the environment, the device or the configuration cannot be used (before the first event).
         NumericalError: the loss is NaN or infinite, or the actions are NaN.
     """
-    torch.set_num_threads(1)  # a second thread costs more than layers of this size can give it to do
-    rng = seed_everything(config.seed)
-    device = resolve_device(config.device)
-    first, total = (config.learning_starts // config.train_every + 1) * config.train_every, config.total_timesteps
-    if first > total:
-        raise UsageError(
-            f"--total-timesteps {total} end before anything is learned, at step {first}: "
-            f"give at least {first}, or a smaller --learning-starts or --train-every"
-        )
-    if config.batch_size > config.buffer_size:
-        raise UsageError(
-            f"--batch-size {config.batch_size} is more than the replay keeps: "
-            f"give at most {config.buffer_size}, the --buffer-size, or a larger one of those"
-        )
-    total = math.ceil(total / config.num_envs) * config.num_envs
-    environments = make_environments(config, [CONTINUOUS], state["environments"] if state else None)
+    refuse_in_vain(config)
+    training = Training(config, [CONTINUOUS], state)
+    environments, rng, device = training.environments, training.rng, training.device
     space, (observation_size, action_size) = environments.action_space, sizes(environments)
     replay = Replay(config.buffer_size, environments)
     networks = Networks(observation_size, action_size, config.hidden_size).to(device)
     learner = Learner(networks, config)
+    training.keep(networks, actor_adam=learner.actor_adam, critics_adam=learner.critics_adam, replay=replay)
     policy = Mirror(networks.actor)
     learned: Learned | None = None  # since the last event
-    step = 0
-    if state:
-        networks.load_state_dict(state["model"])
-        learner.actor_adam.load_state_dict(state["actor_adam"])
-        learner.critics_adam.load_state_dict(state["critics_adam"])
-        replay.restore(state["replay"])
-        rng.bit_generator.state = state["random"]
-        step = state["step"]
-
-    def snapshot() -> dict[str, Any]:
-        return {
-            "model": networks.state_dict(),
-            "actor_adam": learner.actor_adam.state_dict(),
-            "critics_adam": learner.critics_adam.state_dict(),
-            "environments": environments.state(),
-            "replay": replay.state(),
-            "random": rng.bit_generator.state,
-            "step": step,
-        }
 
     def greedy(observation: Floats) -> Floats:
         return scaled(choose(policy, observation), space)
@@ -293,50 +260,35 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         told = (" ".join(f"{each:.4g}" for each in action) for action in actions.tolist())
         return Embedding(networks.actor[:-1](latest).cpu(), [*zip(values, told, strict=True)], ["value", "action"])
 
-    inputs = torch.from_numpy(environments.first).to(device)
-    yield Event(step, total, model=networks, inputs=inputs, notice=environments.notice, state=snapshot)
+    yield training.begin()
 
-    while step < total:
-        before, observations = step, environments.observations
-        if step < config.learning_starts:
+    while training.step < training.total:
+        observations = environments.observations
+        if training.step < config.learning_starts:
             actions = rng.uniform(-1, 1, (config.num_envs, action_size)).astype(np.float32)
         else:
             actions = choose(policy, observations, rng)
         led_to = environments.step(scaled(actions, space))
         replay.add(observations, actions, led_to.rewards, led_to.finals, config.gamma * ~led_to.terminated)
-        step += config.num_envs
+        due = training.count()
 
-        updates = config.gradient_steps * (step // config.train_every - before // config.train_every)
-        if updates and step > config.learning_starts:
+        updates = config.gradient_steps * training.passed(config.train_every)
+        if updates and training.step > config.learning_starts:
             with record_function("update"):
                 for _ in range(updates):
                     learned = learner.update(replay.sample(config.batch_size, rng, device))
             if device.type != "cpu":
                 policy.refresh()
 
-        last = step == total
-        judged = last or passed(config.eval_every, before, step)
-        if not judged and not passed(config.log_every, before, step):
+        if not due:
             continue
-        scalars = {
-            **environments.scalars(),
-            **replay.scalars(),
-            "train/learning_rate": config.learning_rate,
-            "time/steps": step,
-        }
+        scalars = {**replay.scalars(), "train/learning_rate": config.learning_rate}
         histograms = {"Actions/taken": lambda: replay.latest(1000, device)["actions"]}
         if learned is not None:
             scalars |= learner.scalars(learned)
             if not math.isfinite(loss := scalars["train/loss"]):
-                raise NumericalError(f"the loss is {loss} at step {step}: try a smaller --learning-rate")
+                raise NumericalError(f"the loss is {loss} at step {training.step}: try a smaller --learning-rate")
             histograms["Q/values"] = partial(Tensor.cpu, learned.values)
             learned = None
-        images: Mapping[str, Image] = {}
-        videos: Mapping[str, Video] = {}
-        if judged:
-            told, images, videos = evaluation(config.env_id, greedy, config.eval_episodes, config.seed)
-            scalars |= told
-        yield Event(step, total, scalars, "rollout/ep_rew_mean", model=networks, images=images, videos=videos,
-                    histograms=histograms, embeddings={"Embeddings/observations": embedding} if last else {},
-                    state=snapshot)  # fmt: skip
+        yield training.event(scalars, greedy, histograms, embedding)
     environments.close()

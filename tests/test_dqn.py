@@ -14,9 +14,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from agents import dqn
 from agents._environments import evaluate
 from agents._networks import flatten
+from agents._replay import refuse_in_vain
 from agents.dqn import PRESETS, Config, QNetwork, actor, choose, learn, train
 from rlboard.cli import main
 from rlboard.errors import NumericalError, UsageError
@@ -71,7 +71,7 @@ def paper(config: Config, network: QNetwork, target: QNetwork, batch: dict[str, 
 @pytest.mark.parametrize("max_grad_norm", [0.05, 10.0])
 def test_an_update_is_that_of_the_papers(double: bool, dueling: bool, max_grad_norm: float) -> None:
     config = Config(double=double, dueling=dueling, batch_size=8, learning_rate=1e-2, max_grad_norm=max_grad_norm)
-    network, target = QNetwork(4, 16, 3, dueling), QNetwork(4, 16, 3, dueling)
+    network, target = QNetwork((4,), 16, 3, dueling), QNetwork((4,), 16, 3, dueling)
     reference, transitions = deepcopy(network), batch_of(24)
     theirs = torch.optim.Adam(reference.parameters(), lr=config.learning_rate)
     for start in (0, 8, 16):
@@ -91,11 +91,11 @@ def test_an_update_is_that_of_the_papers(double: bool, dueling: bool, max_grad_n
 
 
 def test_dueling_streams_are_a_value_and_advantages_of_mean_zero() -> None:
-    network, observations = QNetwork(4, 16, 3, dueling=True), torch.randn(7, 4)
+    network, observations = QNetwork((4,), 16, 3, dueling=True), torch.randn(7, 4)
     assert network.value is not None
     values = network.value(network.body(observations))
     torch.testing.assert_close(network(observations).mean(-1, keepdim=True), values)
-    assert {name.partition(".")[0] for name, _ in QNetwork(4, 16, 3, dueling=False).named_parameters()} == {
+    assert {name.partition(".")[0] for name, _ in QNetwork((4,), 16, 3, dueling=False).named_parameters()} == {
         "body",
         "advantage",
     }
@@ -103,13 +103,13 @@ def test_dueling_streams_are_a_value_and_advantages_of_mean_zero() -> None:
 
 @pytest.mark.parametrize("dueling", [False, True])
 def test_the_mirror_acts_as_the_network_does_and_follows_it(dueling: bool) -> None:
-    network = QNetwork(4, 16, 3, dueling)
+    network = QNetwork((4,), 16, 3, dueling)
     weights, mirror, observations = flatten(network), network.mirror(), torch.randn(50, 4)
     seen = []
     for seed in range(10):
         with torch.no_grad():
             weights.normal_(generator=torch.Generator().manual_seed(seed))
-        greedy = choose(mirror, observations.numpy(), 0.0, np.random.default_rng(0)).tolist()
+        greedy = choose(mirror, observations.numpy(), 0.0, np.random.default_rng(0), 3).tolist()
         assert greedy == network(observations).argmax(-1).tolist()
         seen += greedy
     assert set(seen) == {0, 1, 2}
@@ -117,9 +117,9 @@ def test_the_mirror_acts_as_the_network_does_and_follows_it(dueling: bool) -> No
 
 @pytest.mark.parametrize("epsilon", [1.0, 0.3])
 def test_epsilon_is_the_share_of_random_actions(epsilon: float) -> None:
-    network = QNetwork(4, 16, 3, dueling=False)
+    network = QNetwork((4,), 16, 3, dueling=False)
     network.load_state_dict(network.state_dict() | {"advantage.2.bias": torch.tensor([0.0, 100.0, 0.0])})
-    drawn = choose(network.mirror(), np.zeros((20_000, 4), np.float32), epsilon, np.random.default_rng(0))
+    drawn = choose(network.mirror(), np.zeros((20_000, 4), np.float32), epsilon, np.random.default_rng(0), 3)
     share = np.bincount(drawn, minlength=3) / len(drawn)
     assert np.abs(share - (np.array([0, 1, 0]) * (1 - epsilon) + epsilon / 3)).max() < 4 * math.sqrt(0.25 / len(drawn))
 
@@ -299,8 +299,8 @@ def logged(run: Path, tag: str) -> float:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_name_options_that_there_are(name: str) -> None:
     config = Config(**PRESETS[name])  # type: ignore[arg-type]
-    dqn.refuse_in_vain(config)
-    dqn.refuse_in_vain(replace(config, total_timesteps=1000, learning_starts=200))
+    refuse_in_vain(config, config.n_steps * config.num_envs)
+    refuse_in_vain(replace(config, total_timesteps=1000, learning_starts=200), config.n_steps * config.num_envs)
 
 
 @pytest.mark.slow

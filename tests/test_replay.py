@@ -113,9 +113,9 @@ def test_what_it_holds_is_told() -> None:
 def test_a_replay_goes_on_as_if_it_had_never_ended(added: int, tmp_path: Path) -> None:
     unbroken = replay_of(5)
     fill(unbroken, range(added))
-    torch.save(unbroken.state(), tmp_path / "replay.pt")
+    torch.save(unbroken.state_dict(), tmp_path / "replay.pt")
     resumed = replay_of(5)
-    resumed.restore(torch.load(tmp_path / "replay.pt", weights_only=True))
+    resumed.load_state_dict(torch.load(tmp_path / "replay.pt", weights_only=True))
     for replay in (unbroken, resumed):
         fill(replay, range(added, added + 3))
     assert (len(resumed), resumed.added) == (len(unbroken), unbroken.added)
@@ -196,9 +196,9 @@ def test_windows_are_the_multi_step_returns_of_the_definition(n: int, environmen
     windows = Windows(replay, n, 0.9)
     for number, taken in enumerate(episodes(environments, 60)):
         if number == 33:
-            torch.save(windows.state(), tmp_path / "windows.pt")
+            torch.save(windows.state_dict(), tmp_path / "windows.pt")
             windows = Windows(replay, n, 0.9)
-            windows.restore(torch.load(tmp_path / "windows.pt", weights_only=True))
+            windows.load_state_dict(torch.load(tmp_path / "windows.pt", weights_only=True))
         windows.add(*taken)
     batch = {name: values.tolist() for name, values in replay.latest(1000, CPU).items()}
     found = {

@@ -312,7 +312,7 @@ def test_the_projector_shows_recent_observations_with_value_and_action() -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"total_timesteps": 100}, "before anything is learned, at step 101: give at least 101"),
+        ({"total_timesteps": 100}, "before anything is learned: give at least 101"),
         ({"train_every": 300, "total_timesteps": 299}, "give at least 300, or a smaller --learning-starts"),
         ({"env_id": "CartPole-v1"}, "continuous actions"),
         ({"buffer_size": 10**15}, "--buffer-size 10{15}: .* GiB"),
