@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,7 +56,7 @@ from agents._actor_critic import (
     features,
 )
 from agents._environments import CONTINUOUS, DISCRETE, Act
-from agents._networks import RunningMoments, descend, flatten
+from agents._networks import Adam, Optimizer, RunningMoments, descend, flatten
 from agents._training import Training
 from rlboard.config import option
 from rlboard.errors import NumericalError
@@ -117,21 +117,25 @@ MOMENTS_EVERY = 8
 """Of so many updates, one takes its observations into the moments by which they are normalised."""
 
 
-class RMSprop(torch.optim.Optimizer):
-    """The paper's optimizer, of one tensor: torch's own adds epsilon behind the root, and begins with g = 0."""
+class RMSprop(Optimizer):
+    """The paper's optimizer: torch's own adds epsilon behind the root, and begins with g = 0."""
 
-    def __init__(self, parameters: nn.Parameter, lr: float) -> None:
-        super().__init__([parameters], {"lr": lr})
-        self.state[parameters]["g"] = torch.ones_like(parameters)
+    def __init__(self, vectors: Sequence[nn.Parameter], learning_rate: float) -> None:
+        super().__init__(vectors, learning_rate)
+        self.g = [torch.ones_like(vector) for vector in self.values]
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Changes the parameters by their gradient."""
-        (group,) = self.param_groups
-        (parameters,) = group["params"]
-        g = self.state[parameters]["g"]
-        g.mul_(0.99).addcmul_(parameters.grad, parameters.grad, value=0.01)
-        parameters.addcdiv_(parameters.grad, (g + 1e-5).sqrt_(), value=-group["lr"])
+    def step(self) -> None:
+        """Changes the vectors."""
+        for vector, gradient, g in zip(self.values, self.gradients, self.g, strict=True):
+            g.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+            vector.addcdiv_(gradient, (g + 1e-5).sqrt_(), value=-self.learning_rate)
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """The moments."""
+        return {"g": self.g}
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"rmsprop": RMSprop, "adam": partial(Adam, epsilon=1e-5)}
 
 
 def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int) -> Act:
@@ -152,10 +156,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     training = Training(config, (DISCRETE, CONTINUOUS), state, config.num_envs * config.n_steps)
     environments, device = training.environments, training.device
     network = ActorCritic(config, environments, bounded=True).to(device)
-    parameters = flatten(network)
-    optimizer: torch.optim.Optimizer = RMSprop(parameters, config.learning_rate)
-    if config.optimizer == "adam":
-        optimizer = torch.optim.Adam([parameters], config.learning_rate, eps=1e-5, fused=True)
+    optimizer = OPTIMIZERS[config.optimizer]([flatten(network)], config.learning_rate)
     scale = RewardScale(config.num_envs, config.gamma)
     training.keep(network, optimizer=optimizer, scale=scale)
     player = Player(network, environments.action_space)
@@ -184,8 +185,8 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             loss = policy_loss + config.value_coefficient * value_loss
             if config.entropy_coefficient:
                 loss = loss - config.entropy_coefficient * network.entropy(outputs)
-            learning_rate = config.learning_rate * (1 - training.step / training.total if config.anneal else 1)
-            optimizer.param_groups[0]["lr"] = learning_rate
+            left = 1 - training.step / training.total if config.anneal else 1.0
+            optimizer.learning_rate = config.learning_rate * left
             norm = descend(loss, optimizer, config.max_grad_norm)
 
         due = training.count()
@@ -208,7 +209,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             "train/entropy": network.entropy(outputs).item(),
             "train/explained_variance": explained_variance(advantages, returns),
             "train/grad_norm": norm.item(),
-            "train/learning_rate": learning_rate,
+            "train/learning_rate": optimizer.learning_rate,
         }
         if network.log_std is not None:
             scalars["train/std"] = network.log_std.exp().mean().item()

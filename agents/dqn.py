@@ -17,7 +17,8 @@ copy of the network that stands still for `target_every` steps. On top of that, 
 
 `--no-double --n-steps 1` is the plain algorithm. What matters, and where it is:
 - `Windows`, in _replay.py: a truncated episode is bootstrapped from its last observation, a terminated one is not.
-- `learn`: Q_target stands still during an update and judges the batches of all its gradient steps in one pass; errors
+- `learn`: the slope of Huber's loss is the error, held between -1 and 1, of which `Backpropagation` makes the gradient;
+  Q_target stands still during an update and judges the batches of all its gradient steps in one pass; errors
   beyond 1 count linearly, and the gradient is clipped in norm. Curves show the last batch before their point.
 - `choose`: acting needs no gradient and runs in NumPy; the best action has the largest A, whatever V.
 
@@ -31,6 +32,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,17 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agents._environments import DISCRETE, FRAMES, Act, Environment, Observations, make_environment, sizes
-from agents._networks import Direct, Mirror, convolutions, descend, flatten, no_denormals, perceptron
+from agents._networks import (
+    Adam,
+    Backpropagation,
+    Direct,
+    Mirror,
+    clipped_step,
+    convolutions,
+    flatten,
+    no_denormals,
+    perceptron,
+)
 from agents._replay import Batch, Replay, Windows, refuse_in_vain
 from agents._training import Training
 from agents._vector import Environments
@@ -133,6 +145,11 @@ class QNetwork(nn.Module):
         features: Tensor = self.advantage[:-1](self.body(observations))
         return features
 
+    @cached_property
+    def backpropagation(self) -> Backpropagation:
+        """What makes its gradient, once `flatten` has given it one."""
+        return Backpropagation(self if self.value else nn.Sequential(*self.body, *self.advantage))
+
     def mirror(self) -> Mirror | Direct:
         """What acting needs: the best action has the largest advantage, whatever the state is worth."""
         layers = nn.Sequential(*self.body, *self.advantage)
@@ -158,9 +175,10 @@ def choose(
 
 @no_denormals()
 def learn(
-    config: Config, network: QNetwork, target: QNetwork, optimizer: torch.optim.Optimizer, transitions: Batch
+    config: Config, network: QNetwork, target: QNetwork, optimizer: Adam, transitions: Batch
 ) -> dict[str, Tensor]:
     """Takes a gradient step on each batch of `transitions`, and returns what the last one came to."""
+    backpropagation = network.backpropagation
     batches = {name: torch.split(values, config.batch_size) for name, values in transitions.items()}
     with torch.no_grad():
         target_q = torch.split(target(transitions["next_observations"]), config.batch_size)
@@ -169,14 +187,16 @@ def learn(
         if config.double:
             with torch.no_grad():
                 best = network(batch["next_observations"]).argmax(1, keepdim=True)
-            next_values = next_q.gather(1, best).squeeze(1)
+            next_values = next_q.gather(1, best)
         else:
-            next_values = next_q.amax(1)
-        y = torch.addcmul(batch["rewards"], batch["discounts"], next_values)
-        q = network(batch["observations"]).gather(1, batch["actions"][:, None]).squeeze(1)
-        loss = nn.functional.smooth_l1_loss(q, y)  # Huber's
-        norm = descend(loss, optimizer, config.max_grad_norm)
-    return {"loss": loss.detach(), "q": q.detach(), "y": y, "norm": norm}
+            next_values = next_q.amax(1, keepdim=True)
+        y = torch.addcmul(batch["rewards"][:, None], batch["discounts"][:, None], next_values)
+        values, actions = backpropagation.forward(batch["observations"]), batch["actions"][:, None]
+        q = values.gather(1, actions)
+        slopes = (q - y).clamp_(-1, 1).div_(len(q))  # of the mean of Huber's loss, by q
+        backpropagation.backward(torch.zeros_like(values).scatter_(1, actions, slopes))
+        norm = clipped_step(optimizer, config.max_grad_norm)
+    return {"loss": nn.functional.smooth_l1_loss(q, y), "q": q, "y": y, "norm": norm}
 
 
 def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int) -> Act:
@@ -217,7 +237,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     target = deepcopy(network)
     weights, target_weights = flatten(network), flatten(target)
     assert weights.grad is not None
-    optimizer = torch.optim.Adam([weights], lr=config.learning_rate, fused=True)
+    optimizer = Adam([weights], config.learning_rate)
     learned: dict[str, Tensor] = {}  # what the last gradient step came to
     curves: dict[str, float] = {}  # the same as of the last event
     training.keep(network, target=target, optimizer=optimizer, replay=replay, windows=windows, curves=curves,

@@ -66,7 +66,7 @@ from agents._actor_critic import (
     features,
 )
 from agents._environments import CONTINUOUS, DISCRETE, Act
-from agents._networks import RunningMoments, descend, flatten
+from agents._networks import Adam, RunningMoments, descend, flatten
 from agents._training import Training
 from rlboard.config import option
 from rlboard.errors import NumericalError, UsageError
@@ -186,7 +186,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     training = Training(config, (DISCRETE, CONTINUOUS), state, math.prod(shape))
     environments, device = training.environments, training.device
     network = ActorCritic(config, environments).to(device)
-    optimizer = torch.optim.Adam([flatten(network)], config.learning_rate, eps=1e-5, fused=True)
+    optimizer = Adam([flatten(network)], config.learning_rate, epsilon=1e-5)
     scale = RewardScale(config.num_envs, config.gamma)
     training.keep(network, optimizer=optimizer, scale=scale)
     player = Player(network, environments.action_space)
@@ -201,7 +201,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     while training.step < training.total:
         left = 1 - training.step / training.total if config.anneal else 1.0
         clip_range = config.clip_range * left
-        optimizer.param_groups[0]["lr"] = config.learning_rate * left
+        optimizer.learning_rate = config.learning_rate * left
 
         with record_function("rollout"):
             noises = player.noise(training.rng, *shape)

@@ -42,7 +42,7 @@ from torch.nn.functional import mse_loss, softplus
 from torch.profiler import record_function
 
 from agents._environments import CONTINUOUS, Act, make_environment, sizes
-from agents._networks import Floats, Mirror, flatten, no_denormals, perceptron
+from agents._networks import Adam, Floats, Mirror, flatten, no_denormals, perceptron
 from agents._replay import Batch, Replay, refuse_in_vain
 from agents._training import Training
 from rlboard.checkpoint import load_weights
@@ -151,8 +151,8 @@ class Learner:
         self.actor_parameters = [*networks.actor.parameters(), networks.log_temperature]
         self.actor, self.critics, self.targets = map(flatten, (networks.actor, networks.critics, networks.targets))
         networks.targets.zero_grad()  # they have none to show
-        adam = partial(torch.optim.Adam, lr=config.learning_rate, fused=True)
-        self.critics_adam, self.actor_adam = adam([self.critics]), adam([self.actor, networks.log_temperature])
+        self.critics_adam = Adam([self.critics], config.learning_rate)
+        self.actor_adam = Adam([self.actor, networks.log_temperature], config.learning_rate)
 
     @no_denormals()
     def update(self, batch: Batch) -> Learned:
@@ -165,14 +165,14 @@ class Learner:
             y = batch["rewards"] + batch["discounts"] * (next_values - temperature * next_log_probabilities)
         values = networks.critics(observations, batch["actions"])
         critic_loss = mse_loss(values, y.expand(2, -1))  # the mean over both critics is the sum of their halves
-        self.critics_adam.zero_grad(set_to_none=False)
+        self.critics_adam.zero()
         critic_loss.backward()  # type: ignore[no-untyped-call]
         self.critics_adam.step()
 
         actions, log_probabilities = sample(networks.actor, observations)
         actor_loss = (temperature * log_probabilities - networks.critics(observations, actions).amin(0)).mean()
         surprise = log_probabilities.detach().mean() + self.target_entropy
-        self.actor_adam.zero_grad(set_to_none=False)
+        self.actor_adam.zero()
         (actor_loss - networks.log_temperature * surprise).backward(inputs=self.actor_parameters)
         self.actor_adam.step()
         self.targets.data.lerp_(self.critics.data, self.tau)

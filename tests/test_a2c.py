@@ -168,11 +168,11 @@ def test_one_update_is_the_gradient_of_the_paper(options: dict[str, Any], monkey
 
 def test_rmsprop_over_several_steps() -> None:
     parameters = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = RMSprop(parameters, lr=0.1)
+    optimizer = RMSprop([parameters], 0.1)
     expected, g = np.array([1.0, -2.0]), np.ones(2)
     for step in range(1, 6):
         d = np.array([step, -0.01])
-        parameters.grad = torch.tensor(d, dtype=torch.float32)
+        optimizer.gradients[0].copy_(torch.tensor(d))
         optimizer.step()
         g = 0.99 * g + 0.01 * d**2
         expected -= 0.1 * d / np.sqrt(g + 1e-5)

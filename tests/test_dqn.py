@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents._environments import evaluate
-from agents._networks import flatten
+from agents._networks import Adam, flatten
 from agents._replay import refuse_in_vain
 from agents.dqn import PRESETS, Config, QNetwork, actor, choose, learn, train
 from rlboard.cli import main
@@ -82,7 +82,7 @@ def test_an_update_is_that_of_the_papers(double: bool, dueling: bool, max_grad_n
         theirs.step()
 
     before = deepcopy(target.state_dict())
-    last = learn(config, network, target, torch.optim.Adam([flatten(network)], lr=1e-2, fused=True), transitions)
+    last = learn(config, network, target, Adam([flatten(network)], 1e-2), transitions)
     for one, other in zip(network.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(last["loss"], loss.detach(), rtol=1e-4, atol=1e-5)
