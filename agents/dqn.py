@@ -42,17 +42,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agents._environments import DISCRETE, FRAMES, Act, Environment, Observations, make_environment, sizes
-from agents._networks import (
-    Adam,
-    Backpropagation,
-    Direct,
-    Mirror,
-    clipped_step,
-    convolutions,
-    flatten,
-    no_denormals,
-    perceptron,
-)
+from agents._gradients import Adam, Backpropagation, clipped_step, flatten, no_denormals
+from agents._networks import Direct, Mirror, convolutions, perceptron
 from agents._replay import Batch, Replay, Windows, refuse_in_vain
 from agents._training import Training
 from agents._vector import Environments

@@ -66,7 +66,8 @@ from agents._actor_critic import (
     features,
 )
 from agents._environments import CONTINUOUS, DISCRETE, Act
-from agents._networks import Adam, RunningMoments, descend, flatten
+from agents._gradients import Adam, descend, flatten
+from agents._networks import RunningMoments
 from agents._training import Training
 from rlboard.config import option
 from rlboard.errors import NumericalError, UsageError

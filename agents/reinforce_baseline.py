@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agents._environments import DISCRETE, Act, Environment, blamed, evaluation, make_environment, passed, sizes
-from agents._networks import Floats, Mirror, flatten, perceptron
+from agents._gradients import Adam, flatten
+from agents._networks import Floats, Mirror, perceptron
 from rlboard.checkpoint import load_weights
 from rlboard.config import option
 from rlboard.devices import resolve_device
@@ -141,10 +142,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     environment.reset(seed=config.seed)
     observation_size, action_count = sizes(environment)
     network = PolicyAndValue(observation_size, config.hidden_size, action_count).to(device)
-    parameters = flatten(network)
-    gradient = parameters.grad
-    assert gradient is not None
-    optimizer = torch.optim.Adam([parameters], lr=config.learning_rate, fused=True)
+    optimizer = Adam([flatten(network)], config.learning_rate)
     scores: deque[float] = deque(maxlen=100)
     lengths: deque[int] = deque(maxlen=100)
     episode = steps = 0
@@ -179,7 +177,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             policy_loss = (advantages * nn.functional.cross_entropy(logits, taken, reduction="none")).sum()
             value_loss = nn.functional.mse_loss(values, returns, reduction="sum")
             loss = policy_loss + value_loss
-            gradient.zero_()
+            optimizer.zero()
             loss.backward()
             optimizer.step()
         if device.type != "cpu":
@@ -208,7 +206,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             "train/value_loss": value_loss.item() / len(rewards),
             "train/explained_variance": 1 - advantages.var(correction=0).item() / max(spread, 1e-8),
             "train/entropy": -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean().item(),
-            "train/grad_norm": gradient.norm().item(),
+            "train/grad_norm": optimizer.gradients[0].norm().item(),
             "time/steps": steps,
         }
         images: Mapping[str, Image] = {}

@@ -42,7 +42,8 @@ from torch.nn.functional import mse_loss, softplus
 from torch.profiler import record_function
 
 from agents._environments import CONTINUOUS, Act, make_environment, sizes
-from agents._networks import Adam, Floats, Mirror, flatten, no_denormals, perceptron
+from agents._gradients import Adam, flatten, no_denormals
+from agents._networks import Floats, Mirror, perceptron
 from agents._replay import Batch, Replay, refuse_in_vain
 from agents._training import Training
 from rlboard.checkpoint import load_weights

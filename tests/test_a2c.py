@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import a2c
 from agents._actor_critic import ActorCritic, Player, RewardScale, Rollout, advantages_of, collect
 from agents._environments import CONTINUOUS, DISCRETE, evaluate, make_environment
-from agents._networks import flatten, perceptron
+from agents._gradients import flatten
+from agents._networks import perceptron
 from agents._vector import make_environments
 from agents.a2c import Config, RMSprop, train
 from rlboard.cli import main

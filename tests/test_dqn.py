@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents._environments import evaluate
-from agents._networks import Adam, flatten
+from agents._gradients import Adam, flatten
 from agents._replay import refuse_in_vain
 from agents.dqn import PRESETS, Config, QNetwork, actor, choose, learn, train
 from rlboard.cli import main

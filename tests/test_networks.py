@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents._networks import Adam, Backpropagation, clipped_step, convolutions, descend, flatten, perceptron
+from agents._gradients import Adam, Backpropagation, clipped_step, descend, flatten
+from agents._networks import convolutions, perceptron
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
