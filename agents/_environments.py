@@ -113,18 +113,16 @@ def make_environment(
     else:
         choice = f"choose one with {DISCRETE}, or bounded {CONTINUOUS}"
         raise UsageError(f"--env-id {env_id} has actions {printable(actions)}, which no agent here can take: {choice}")
-    shape = observations.shape or ()
+    shape = observations.shape or () if isinstance(observations, Box) else ()
     frames = len(shape) == 3 and min(shape[1:]) >= 36 and observations.dtype == np.uint8
-    takers = fitting(kind, FRAMES) if frames else fitting(kind)
+    needed = (kind, FRAMES) if frames else (kind,)
     if kind not in kinds:
-        choice = f"take {takers}, or an environment with {' or '.join(each for each in kinds if each != FRAMES)}"
-        raise UsageError(f"--env-id {env_id} has actions {printable(actions)}: {choice}")
-    if not isinstance(observations, Box) or not (len(shape) == 1 or (frames and FRAMES in kinds)):
-        other = f"take {takers}, or" if frames and takers else "choose"
-        raise UsageError(
-            f"--env-id {env_id} has observations {printable(observations)}: "
-            f"{other} one with a flat Box, like {'CartPole-v1' if kind == DISCRETE else 'Pendulum-v1'}"
-        )
+        other = f"an environment with {' or '.join(each for each in kinds if each != FRAMES)}"
+        raise UsageError(f"--env-id {env_id} has actions {printable(actions)}: {_advice(needed, other)}")
+    if len(shape) != 1 and not (frames and FRAMES in kinds):
+        other = f"one with a flat Box, like {'CartPole-v1' if kind == DISCRETE else 'Pendulum-v1'}"
+        advice = _advice(needed, other) if frames else f"choose {other}"
+        raise UsageError(f"--env-id {env_id} has observations {printable(observations)}: {advice}")
     return environment
 
 
@@ -150,6 +148,12 @@ def _installation(env_id: str, error: Exception) -> str:
     if extra in EXTRAS:
         return f'python -m pip install -e ".[{extra}]"'
     return printable(error, 200)
+
+
+def _advice(kinds: Sequence[str], other: str) -> str:
+    """What to do with an environment that has all these `kinds`: the agents that take it, or an `other` one."""
+    takers = fitting(*kinds)
+    return f"take {takers}, or {other}" if takers else f"choose {other}"
 
 
 def _suggestion(env_id: str) -> str:

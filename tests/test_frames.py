@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import dqn, ppo
-from agents._environments import DISCRETE, FRAMES, evaluate, make_environment
+from agents._environments import CONTINUOUS, DISCRETE, FRAMES, evaluate, make_environment
 from agents._networks import convolutions
 from agents._vector import make_environments
 from rlboard.checkpoint import read_run
@@ -143,6 +143,14 @@ def test_what_is_no_stack_of_frames_is_refused(shape: tuple[int, ...], monkeypat
     monkeypatch.setattr(Catch, "observation_space", Box(0, 255, shape, np.uint8))
     with pytest.raises(UsageError, match="choose one with a flat Box"):
         make_environment("Catch-v0")
+
+
+def test_no_agent_is_named_where_none_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Catch, "action_space", Box(-1, 1, (2,)))
+    with pytest.raises(UsageError, match=r"Box.*: choose an environment with discrete actions"):
+        make_environment("Catch-v0", kinds=[DISCRETE, FRAMES])
+    with pytest.raises(UsageError, match=r"uint8\): choose one with a flat Box, like Pendulum-v1"):
+        make_environment("Catch-v0", kinds=[CONTINUOUS])
 
 
 @pytest.mark.slow
