@@ -42,6 +42,7 @@ from agents._environments import (
     passed,
     sizes,
 )
+from agents._gradients import Adam, flatten
 from rlboard.checkpoint import load_weights
 from rlboard.config import option, printable
 from rlboard.devices import resolve_device
@@ -143,7 +144,7 @@ class GymEngine:
 
     def __init__(self, config: Config, environment: Environment, policy: Policy, rng: np.random.Generator) -> None:
         self.config, self.environment, self.policy, self.rng = config, environment, policy, rng
-        self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, fused=True)
+        self.optimizer = Adam([flatten(policy)], config.learning_rate)
         environment.reset(seed=config.seed)
 
     def learn(self, episodes: int) -> tuple[list[float], list[int], float, float]:
@@ -163,7 +164,7 @@ class GymEngine:
                 taken = torch.from_numpy(np.array(actions)).to(device)
                 loss = (returns * nn.functional.nll_loss(log_probabilities, taken, reduction="none")).sum()
             with record_function("backward"):
-                self.optimizer.zero_grad()
+                self.optimizer.zero()
                 loss.backward()  # type: ignore[no-untyped-call]
             with record_function("optimizer"):
                 self.optimizer.step()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
-FORMAT = 3
+FORMAT = 4
 """Of what a run's checkpoint holds; another number is another version's."""
 
 
