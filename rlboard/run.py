@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 import rlboard
 from rlboard import distributed
 from rlboard.config import Value, option, printable
+from rlboard.devices import keep_freed_memory
 from rlboard.errors import DataError, OutOfMemoryError, StorageError, UsageError
 from rlboard.files import replacing
 from rlboard.registry import ROOT, Loop
@@ -243,6 +244,7 @@ def execute(
         RlboardError: see `rlboard.errors`; what was logged until then is on the disk.
     """
     config, here = loop.load().Config(**values), distributed.world()
+    keep_freed_memory()
     with memory_errors():
         events = begin(loop, config, resumption)
         stop = asked = Stop()
