@@ -22,8 +22,8 @@ and lets Q'_i <- Q'_i + tau (Q_i - Q'_i) follow. What matters beside the equatio
     y = r only where the episode was terminated: a truncated one would have gone on        train
     uniform actions first, so that the critics know something of all of them               train
 
-Result: Pendulum-v1, 10,000 steps, seeds 1 to 10: greedy mean returns of 100 episodes from -134.3 to -132.2. The preset of
-LunarLander, after rl-baselines3-zoo's, is not measured yet.
+Result: Pendulum-v1, 10,000 steps, seeds 1 to 10: greedy mean returns of 100 episodes from -134.3 to -132.2. The preset
+of LunarLander, after rl-baselines3-zoo's, is not measured yet.
 """
 
 from __future__ import annotations
