@@ -158,6 +158,11 @@ class Rollout(NamedTuple):
     next_values: Floats
 
 
+def transitions(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A part of a rollout, (steps, environments, ...), as a tensor (steps x environments, ...) on the device."""
+    return torch.from_numpy(array).to(device).flatten(0, 1)
+
+
 @np.errstate(over="ignore", invalid="ignore")  # weights that diverge show in the gradient
 def collect(
     environments: Environments, player: Player, noises: Floats, gamma: float, scale: RewardScale | None

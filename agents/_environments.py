@@ -48,6 +48,8 @@ CHECKS = {
 """What an agent names as the check of its `env_id`, and what it can take: flat observations, and these."""
 
 
+BYTES, FLOATS = np.dtype("u1"), np.dtype("<f4")
+
 EXTRAS = ("atari", "box2d", "mujoco")
 """Environments that come with packages of their own: extras of rlboard, named where they are missing."""
 
@@ -127,8 +129,13 @@ def make_environment(
 
 
 def seen(observations: Any, space: Space[Any]) -> Observations:
-    """Observations of `space` as agents see them: frames as they are, all else in float32."""
-    return np.asarray(observations, np.uint8 if len(space.shape or ()) == 3 else np.float32)
+    """Observations of `space` as agents see them."""
+    return np.asarray(observations, seen_as(space))
+
+
+def seen_as(space: Space[Any]) -> np.dtype[Any]:
+    """What observations of `space` consist of for agents: frames of bytes, as they are, and all else of float32."""
+    return BYTES if len(space.shape or ()) == 3 else FLOATS
 
 
 def _make_atari(env_id: str, render_mode: str | None) -> Environment:
@@ -225,9 +232,9 @@ def evaluation(env_id: str, act: Act, episodes: int, seed: int) -> Evaluation:
     )
 
 
-def passed(every: int, before: int, after: int) -> bool:
-    """Whether a multiple of `every` lies between two steps, the later one included."""
-    return after // every > before // every
+def passed(every: int, before: int, after: int) -> int:
+    """How many multiples of `every` lie between two steps, the later one included."""
+    return after // every - before // every
 
 
 def contact_sheet(env_id: str, act: Act, seed: int) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents._environments import Observations
+from agents._environments import Observations, seen_as
 from agents._vector import Environments, Step
 from rlboard.errors import UsageError
 
@@ -43,7 +43,7 @@ class Replay:
     def __init__(self, capacity: int, environments: Environments, option: str = "--buffer-size") -> None:
         observations, actions = environments.observation_space, environments.action_space
         assert isinstance(observations, Box)
-        observation = ("u1" if len(observations.shape) == 3 else "<f4", observations.shape)
+        observation = (seen_as(observations), observations.shape)
         action = ("<f4", actions.shape) if isinstance(actions, Box) else ("<i8", ())
         self.record = np.dtype(
             [

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents._environments import NOT_EVALUATED, Act, evaluation
+from agents._environments import NOT_EVALUATED, Act, evaluation, passed
 from agents._vector import Wanted, make_environments
 from rlboard.devices import resolve_device
 from rlboard.events import Embedding, Event
@@ -48,7 +48,6 @@ class Training:
     Attributes:
         step: the environment steps so far. total: those to come to, rounded up to whole updates.
         rng: for all that is drawn in NumPy. device: that the networks lie on.
-        judged: whether the last step that was counted is followed by an evaluation. last: whether it was the last.
 
     Raises:
         UsageError: the environment or the device cannot be used.
@@ -63,7 +62,6 @@ class Training:
         self.device = resolve_device(config.device)
         self.environments = make_environments(config, kinds, state["environments"] if state else None)
         self.step, self.total = 0, math.ceil(config.total_timesteps / self.steps) * self.steps
-        self.judged = self.last = False
         self._before = 0
         self._begun = state
 
@@ -82,7 +80,6 @@ class Training:
                 part.load_state_dict(self._begun[name])
         self.rng.bit_generator.state = self._begun["random"]
         self.step = self._begun["step"]
-        self._begun = None  # it may hold a large replay
 
     def state(self) -> dict[str, Any]:
         """Everything that decides how the training goes on."""
@@ -101,13 +98,15 @@ class Training:
     def count(self) -> bool:
         """Counts the steps of an update, and tells whether an event is due."""
         self._before, self.step = self.step, self.step + self.steps
-        self.last = self.step >= self.total
-        self.judged = self.last or self.passed(self.config.eval_every) > 0
-        return self.judged or self.passed(self.config.log_every) > 0
+        return self._judged() or self.passed(self.config.log_every) > 0
 
     def passed(self, every: int) -> int:
         """How many multiples of `every` are among the steps that were counted last."""
-        return self.step // every - self._before // every
+        return passed(every, self._before, self.step)
+
+    def _judged(self) -> bool:
+        """Whether an evaluation is due."""
+        return self.step >= self.total or self.passed(self.config.eval_every) > 0
 
     def event(
         self,
@@ -118,10 +117,10 @@ class Training:
     ) -> Event:
         """What has come of it until now, judged by the policy `greedy`, and at the end `observations` as points."""
         config, judgement = self.config, NOT_EVALUATED
-        if self.judged:
+        if self._judged():
             judgement = evaluation(config.env_id, greedy, config.eval_episodes, config.seed)
         scalars = {**self.environments.scalars(), **scalars, "time/steps": self.step, **judgement.scalars}
-        embeddings = {"Embeddings/observations": observations} if self.last and observations else {}
+        embeddings = {"Embeddings/observations": observations} if self.step >= self.total and observations else {}
         return Event(
             self.step,
             self.total,

@@ -40,7 +40,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -54,6 +53,7 @@ from agents._actor_critic import (
     collect,
     explained_variance,
     features,
+    transitions,
 )
 from agents._environments import CONTINUOUS, DISCRETE, Act
 from agents._gradients import Adam, Optimizer, descend, flatten
@@ -162,10 +162,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     training.keep(network, optimizer=optimizer, scale=scale)
     player = Player(network, environments.action_space)
     recent: deque[Rollout] = deque(maxlen=math.ceil(1000 / training.steps))
-
-    def batch(array: NDArray[Any]) -> Tensor:
-        """(steps, environments, ...) to (steps x environments, ...), on the device."""
-        return torch.from_numpy(array).to(device).flatten(0, 1)
+    batch = partial(transitions, device=device)
 
     yield training.begin()
 

@@ -52,7 +52,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -66,6 +65,7 @@ from agents._actor_critic import (
     collect,
     explained_variance,
     features,
+    transitions,
 )
 from agents._environments import CONTINUOUS, DISCRETE, Act
 from agents._gradients import Adam, descend, flatten
@@ -194,10 +194,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     training.keep(network, optimizer=optimizer, scale=scale)
     player = Player(network, environments.action_space)
     recent: deque[Rollout] = deque(maxlen=math.ceil(1000 / training.steps))
-
-    def of_all(array: NDArray[Any]) -> Tensor:
-        """(steps, environments, ...) as a tensor (transitions, ...)."""
-        return torch.from_numpy(array).to(device).flatten(0, 1)
+    of_all = partial(transitions, device=device)
 
     yield training.begin()
 
