@@ -30,10 +30,9 @@ MountainCar after rl-baselines3-zoo's, are not measured yet.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,8 +42,9 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agents._environments import DISCRETE, FRAMES, Act, Environment, Observations, make_environment, sizes
-from agents._gradients import Adam, Backpropagation, clipped_step, flatten, no_denormals
-from agents._networks import Direct, Mirror, convolutions, perceptron
+from agents._gradients import Adam, clipped_step, flatten, no_denormals
+from agents._networks import Direct, Mirror
+from agents._q_networks import QNetwork
 from agents._replay import Batch, Replay, Windows, refuse_in_vain
 from agents._training import Training
 from agents._vector import Environments
@@ -111,45 +111,6 @@ PRESETS = {
         "eval_episodes": 5, "device": "auto",
     },
 }  # fmt: skip
-
-
-class QNetwork(nn.Module):
-    """Q(s, a): observations (batch, *shape), flat ones or frames, to (batch, actions)."""
-
-    def __init__(self, shape: Sequence[int], hidden_size: int, actions: int, dueling: bool) -> None:
-        super().__init__()
-        self.body, features = nn.Sequential(nn.Linear(shape[0], hidden_size), nn.ReLU()), hidden_size
-        if len(shape) == 3:
-            self.body, features = convolutions(shape)
-        self.advantage = perceptron((features, hidden_size, actions), nn.ReLU)  # Q itself where nothing is added
-        self.value = perceptron((features, hidden_size, 1), nn.ReLU) if dueling else None
-
-    def forward(self, observations: Tensor) -> Tensor:
-        hidden = self.body(observations)
-        advantages: Tensor = self.advantage(hidden)
-        if self.value is None:
-            return advantages
-        value: Tensor = self.value(hidden)
-        return value + advantages - advantages.mean(-1, keepdim=True)
-
-    def features(self, observations: Tensor) -> Tensor:
-        """What the last layer sees of observations: (batch, hidden size)."""
-        features: Tensor = self.advantage[:-1](self.body(observations))
-        return features
-
-    def _advantages(self) -> nn.Sequential:
-        """A(s, a), or Q(s, a) itself, as one sequence of layers."""
-        return nn.Sequential(*self.body, *self.advantage)
-
-    @cached_property
-    def backpropagation(self) -> Backpropagation:
-        """What makes its gradient, once `flatten` has given it one."""
-        return Backpropagation(self if self.value else self._advantages())
-
-    def mirror(self) -> Mirror | Direct:
-        """What acting needs: the best action has the largest advantage, whatever the state is worth."""
-        layers = self._advantages()
-        return Mirror(layers) if isinstance(layers[0], nn.Linear) else Direct(layers)
 
 
 def q_network(config: Config, environments: Environment | Environments) -> tuple[QNetwork, int]:

@@ -32,8 +32,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +43,8 @@ from torch.profiler import record_function
 
 from agents._environments import CONTINUOUS, Act, make_environment, sizes
 from agents._gradients import Adam, flatten, no_denormals
-from agents._networks import Floats, Mirror, perceptron
+from agents._networks import Floats, Mirror
+from agents._q_networks import SoftActorCritic
 from agents._replay import Batch, Replay, refuse_in_vain
 from agents._training import Training
 from rlboard.checkpoint import load_weights
@@ -90,40 +90,6 @@ PRESETS = {
 }  # fmt: skip
 
 
-class Critics(nn.Module):
-    """Q_1 and Q_2 as one network: observations and actions, (batch, size) each, to values (2, batch)."""
-
-    def __init__(self, inputs: int, hidden_size: int) -> None:
-        super().__init__()
-        bounds = [(of**-0.5, of, to) for of, to in pairwise((inputs, hidden_size, hidden_size, 1))]
-        self.weights = nn.ParameterList(torch.empty(2, of, to).uniform_(-bound, bound) for bound, of, to in bounds)
-        self.biases = nn.ParameterList(torch.empty(2, 1, to).uniform_(-bound, bound) for bound, _, to in bounds)
-
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        hidden = torch.cat((observations, actions), dim=-1).expand(2, -1, -1)
-        *earlier, (last_weight, last_bias) = zip(self.weights, self.biases, strict=True)
-        for weight, bias in earlier:
-            hidden = torch.baddbmm(bias, hidden, weight).relu_()
-        return torch.baddbmm(last_bias, hidden, last_weight).squeeze(-1)
-
-
-class Networks(nn.Module):
-    """All that is learned. Called, it is the policy without its noise: observations (batch, size) to actions."""
-
-    def __init__(self, observation_size: int, action_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.action_size = action_size
-        self.actor = perceptron((observation_size, hidden_size, hidden_size, 2 * action_size), nn.ReLU)
-        self.critics = Critics(observation_size + action_size, hidden_size)
-        self.targets = Critics(observation_size + action_size, hidden_size).requires_grad_(False)
-        self.targets.load_state_dict(self.critics.state_dict())
-        self.log_temperature = nn.Parameter(torch.zeros(()))
-
-    def forward(self, observations: Tensor) -> Tensor:
-        mean, _ = self.actor(observations).chunk(2, dim=-1)
-        return torch.tanh(mean)
-
-
 def sample(actor: nn.Module, observations: Tensor) -> tuple[Tensor, Tensor]:
     """Actions in [-1, 1], (batch, action size), and the logarithms of their probability densities, (batch,)."""
     mean, log_deviation = actor(observations).chunk(2, dim=-1)
@@ -135,19 +101,10 @@ def sample(actor: nn.Module, observations: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tanh(u), (log_normal - log_slope).sum(-1)
 
 
-class Learned(NamedTuple):
-    """What an update came to: two losses, the values of the batch, (2, batch), and log pi of new actions, (batch,)."""
-
-    critic_loss: Tensor
-    actor_loss: Tensor
-    values: Tensor
-    log_probabilities: Tensor
-
-
 class Learner:
     """The networks and what trains them."""
 
-    def __init__(self, networks: Networks, config: Config) -> None:
+    def __init__(self, networks: SoftActorCritic, config: Config) -> None:
         self.networks, self.tau = networks, config.tau
         self.target_entropy = -float(networks.action_size)
         self.actor_parameters = [*networks.actor.parameters(), networks.log_temperature]
@@ -157,8 +114,11 @@ class Learner:
         self.actor_adam = Adam([self.actor, networks.log_temperature], config.learning_rate)
 
     @no_denormals()
-    def update(self, batch: Batch) -> Learned:
-        """Takes a step of Adam on the loss of each network, and lets the targets follow."""
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Takes a step of Adam on the loss of each network, lets the targets follow, and returns what it came to.
+
+        That is two losses, the values of the batch, (2, batch), and log pi(b | s) of new actions, (batch,).
+        """
         networks, observations, next_observations = self.networks, batch["observations"], batch["next_observations"]
         temperature = networks.log_temperature.detach().exp()
         with torch.no_grad():
@@ -178,19 +138,20 @@ class Learner:
         (actor_loss - networks.log_temperature * surprise).backward(inputs=self.actor_parameters)
         self.actor_adam.step()
         self.targets.data.lerp_(self.critics.data, self.tau)
-        return Learned(critic_loss.detach(), actor_loss.detach(), values.detach(), log_probabilities.detach())
+        learned = {"critic_loss": critic_loss, "actor_loss": actor_loss, "q": values, "log_pi": log_probabilities}
+        return {name: tensor.detach() for name, tensor in learned.items()}
 
-    def scalars(self, learned: Learned) -> dict[str, float]:
+    def scalars(self, learned: Mapping[str, Tensor]) -> dict[str, float]:
         """What an update that was the last one came to."""
-        critic_loss, actor_loss = learned.critic_loss.item(), learned.actor_loss.item()
+        critic_loss, actor_loss = learned["critic_loss"].item(), learned["actor_loss"].item()
         gradients = [vector.grad.norm().item() for vector in (self.actor, self.critics) if vector.grad is not None]
         return {
             "train/loss": actor_loss + critic_loss,
             "train/actor_loss": actor_loss,
             "train/critic_loss": critic_loss,
-            "train/q_mean": learned.values.mean().item(),
+            "train/q_mean": learned["q"].mean().item(),
             "train/temperature": self.networks.log_temperature.exp().item(),
-            "train/entropy": -learned.log_probabilities.mean().item(),
+            "train/entropy": -learned["log_pi"].mean().item(),
             "train/grad_norm": math.hypot(*gradients),
         }
 
@@ -224,7 +185,7 @@ def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int
         DataError: `weights` are of another network than `config` describes.
     """
     environment = make_environment(config.env_id)
-    networks = Networks(*sizes(environment), config.hidden_size)
+    networks = SoftActorCritic(*sizes(environment), config.hidden_size)
     load_weights(networks, weights)
     policy, rng = Mirror(networks.actor), None if greedy else np.random.default_rng(seed)
     return lambda observation: scaled(choose(policy, observation, rng), environment.action_space)
@@ -245,11 +206,11 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     environments, rng, device = training.environments, training.rng, training.device
     space, (observation_size, action_size) = environments.action_space, sizes(environments)
     replay = Replay(config.buffer_size, environments)
-    networks = Networks(observation_size, action_size, config.hidden_size).to(device)
+    networks = SoftActorCritic(observation_size, action_size, config.hidden_size).to(device)
     learner = Learner(networks, config)
     training.keep(networks, actor_adam=learner.actor_adam, critics_adam=learner.critics_adam, replay=replay)
     policy = Mirror(networks.actor)
-    learned: Learned | None = None  # since the last event
+    learned: dict[str, Tensor] = {}  # by the last update, unless an event has shown it
 
     def greedy(observation: Floats) -> Floats:
         return scaled(choose(policy, observation), space)
@@ -286,11 +247,11 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             continue
         scalars = {**replay.scalars(), "train/learning_rate": config.learning_rate}
         histograms = {"Actions/taken": lambda: replay.latest(1000, device)["actions"]}
-        if learned is not None:
+        if learned:
             scalars |= learner.scalars(learned)
             if not math.isfinite(loss := scalars["train/loss"]):
                 raise NumericalError(f"the loss is {loss} at step {training.step}: try a smaller --learning-rate")
-            histograms["Q/values"] = partial(Tensor.cpu, learned.values)
-            learned = None
+            histograms["Q/values"] = partial(Tensor.cpu, learned["q"])
+            learned = {}
         yield training.event(scalars, greedy, histograms, embedding)
     environments.close()

@@ -16,8 +16,9 @@ from torch import nn
 
 from agents._environments import evaluate
 from agents._gradients import Adam, flatten
+from agents._q_networks import QNetwork
 from agents._replay import refuse_in_vain
-from agents.dqn import PRESETS, Config, QNetwork, actor, choose, learn, train
+from agents.dqn import PRESETS, Config, actor, choose, learn, train
 from rlboard.cli import main
 from rlboard.errors import NumericalError, UsageError
 from rlboard.events import Event

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import dqn, ppo
 from agents._environments import CONTINUOUS, DISCRETE, FRAMES, evaluate, make_environment
 from agents._networks import convolutions
+from agents._q_networks import QNetwork
 from agents._vector import make_environments
 from rlboard.checkpoint import read_run
 from rlboard.cli import main
@@ -75,7 +76,7 @@ def test_the_layers_are_those_of_the_paper() -> None:
     """Four frames of 84 x 84 become 7 x 7 x 64 features, and with 512 units 1,686,180 weights for four actions."""
     layers, features = convolutions((4, 84, 84))
     assert features == 7 * 7 * 64
-    network = dqn.QNetwork((4, 84, 84), 512, 4, dueling=False)
+    network = QNetwork((4, 84, 84), 512, 4, dueling=False)
     assert sum(parameter.numel() for parameter in network.parameters()) == 1_686_180
     frames = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
     torch.testing.assert_close(layers(frames), layers[1:](frames.float() / 255))
@@ -84,7 +85,7 @@ def test_the_layers_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize("dueling", [False, True])
 def test_actions_are_those_that_the_network_says(dueling: bool) -> None:
-    network = dqn.QNetwork((2, 36, 36), 16, 3, dueling)
+    network = QNetwork((2, 36, 36), 16, 3, dueling)
     frames = np.random.default_rng(0).integers(256, size=(20, 2, 36, 36), dtype=np.uint8)
     said = network(torch.from_numpy(frames)).argmax(-1).tolist()
     assert dqn.choose(network.mirror(), frames, 0.0, np.random.default_rng(0), 3).tolist() == said

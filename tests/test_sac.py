@@ -17,8 +17,9 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 from agents import sac
 from agents._environments import evaluate
 from agents._networks import Mirror
+from agents._q_networks import SoftActorCritic
 from agents._replay import Replay
-from agents.sac import PRESETS, Config, Learner, Networks, actor, choose, sample, scaled, train
+from agents.sac import PRESETS, Config, Learner, actor, choose, sample, scaled, train
 from rlboard.cli import main
 from rlboard.errors import NumericalError, UsageError
 from rlboard.registry import TRACKS
@@ -36,9 +37,9 @@ SMALL = Config(
 )
 
 
-def networks_of(action_size: int) -> Networks:
+def networks_of(action_size: int) -> SoftActorCritic:
     """In float64, the targets apart from the critics and the temperature from 1."""
-    networks = Networks(3, action_size, 16).double()
+    networks = SoftActorCritic(3, action_size, 16).double()
     with torch.no_grad():
         for parameter in (*networks.targets.parameters(), networks.log_temperature):
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -60,7 +61,7 @@ def batch_of(size: int, action_size: int, seed: int) -> dict[str, Tensor]:
 class Paper:
     """The papers' equations, transition by transition, with torch's own distributions."""
 
-    def __init__(self, networks: Networks, learning_rate: float, tau: float) -> None:
+    def __init__(self, networks: SoftActorCritic, learning_rate: float, tau: float) -> None:
         self.own = {name: value.clone().requires_grad_() for name, value in networks.state_dict().items()}
         self.tau = tau
         self.adams = {
@@ -175,7 +176,7 @@ def test_a_deviation_has_bounds(log_deviation: float, held: float) -> None:
 
 
 def test_acting_follows_the_policy_that_is_trained() -> None:
-    networks = Networks(3, 2, 16)
+    networks = SoftActorCritic(3, 2, 16)
     policy, observation = Mirror(networks.actor), torch.tensor([0.5, -1.0, 2.0])
     Learner(networks, Config())  # which moves the parameters
     policy.refresh()  # and from here on nothing is copied
@@ -301,7 +302,7 @@ def test_the_curves_are_where_they_belong() -> None:
 def test_the_projector_shows_recent_observations_with_value_and_action() -> None:
     *_, last = train(SMALL)
     embedding = last.embeddings["Embeddings/observations"]()
-    assert isinstance(last.model, Networks)
+    assert isinstance(last.model, SoftActorCritic)
     assert embedding.points.shape == (120, 16)
     assert embedding.columns == ["value", "action"]
     with torch.no_grad():
