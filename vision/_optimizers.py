@@ -99,9 +99,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(update: Tensor) -> Tensor:
-    matrix = update.flatten(1)
+    channels_last = update.movedim(1, -1)  # as filters lie in memory: for what is orthogonal, columns have no order
+    matrix = channels_last.flatten(1)
     rows, columns = matrix.shape
-    return (orthogonalize(matrix) * math.sqrt(max(1, rows / columns))).view_as(update)
+    return (orthogonalize(matrix) * math.sqrt(max(1, rows / columns))).view_as(channels_last).movedim(-1, 1)
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -111,19 +112,25 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     the small ones fastest. The matrices P are polynomials of X X^T and commute with it, so it is followed by itself
     and the wide X is multiplied once, by the product of all P: less than half the work for a filter bank.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = matrix.float()
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
     x = x / (x.norm() + 1e-7)
     gram = x @ x.T
-    product = torch.eye(len(x), device=x.device)
-    for _ in range(steps):
-        p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        p.diagonal().add_(a)
-        product = p @ product
+    p = product = _polynomial(gram)
+    for _ in range(steps - 1):
         gram = p @ gram @ p
+        p = _polynomial(gram)
+        product = p @ product
     x = product @ x
     return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """P = a I + b G + c G^2 of a symmetric matrix G."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    p.diagonal().add_(a)
+    return p
 
 
 def schedule(name: str, progress: float, warmup: float = 0.0) -> float:
