@@ -95,9 +95,9 @@ PRESETS = {
         "exploration_steps": 12_000, "exploration_final": 0.1,
     },
     "lunarlander": {
-        "env_id": "LunarLander-v3", "total_timesteps": 100_000, "learning_rate": 6.3e-4, "batch_size": 128,
-        "buffer_size": 50_000, "train_every": 4, "gradient_steps": 4, "target_every": 250,
-        "exploration_steps": 12_000, "exploration_final": 0.1,
+        "env_id": "LunarLander-v3", "total_timesteps": 200_000, "batch_size": 128, "buffer_size": 50_000,
+        "train_every": 4, "gradient_steps": 1, "target_every": 500, "exploration_steps": 12_000,
+        "exploration_final": 0.1, "eval_every": 20_000,
     },
     "mountaincar": {
         "env_id": "MountainCar-v0", "total_timesteps": 120_000, "learning_rate": 4e-3, "gamma": 0.98, "double": False,
