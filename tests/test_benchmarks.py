@@ -851,7 +851,7 @@ def test_names_are_unique() -> None:
             assert len(set(names)) == len(names)
 
 
-LIGHT = {"list", "loop-5", "scalars"}  # the others train, or start many processes
+LIGHT = {"list", "scalars"}  # the others train, or start many processes
 EVERY_BENCHMARK = [
     pytest.param(
         module.benchmarks,
