@@ -201,6 +201,17 @@ def test_show_tells_everything_of_a_run(smoke_log_dir: Path, capsys: pytest.Capt
     assert any(line[:1] == ["checkpoint.pt"] for line in lines)
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["show", "good"]])
+def test_json_tells_a_killed_run_from_a_running_one(
+    arguments: list[str], logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = logs / "REINFORCE/good/run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "running"}))
+    assert main(["runs", *arguments, "--logdir", str(logs), "--json"]) == 0
+    (good,) = (run for run in json.loads(capsys.readouterr().out) if run["run"] == "REINFORCE/good")
+    assert good["status"] == "killed"
+
+
 def test_show_as_json_names_what_is_missing_and_shows_the_rest(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "show", "--logdir", str(logs), "--json", "good", "nowhere", "other"]) == 2
     output = capsys.readouterr()

@@ -52,7 +52,7 @@ def show_runs(root: Path, names: Iterable[str], as_json: bool) -> None:
         if as_json:
             row = summary(run, columns, problem)
             metrics = {tag: _metric(tag, curve) for tag, curve in curves.items()}
-            described.append({"run": run.name, "status": row.status, **run.facts, "metrics": metrics})
+            described.append({"run": run.name, **run.facts, "status": row.status, "metrics": metrics})
         else:
             terminal.print(_page(run, curves), soft_wrap=not terminal.is_terminal)
     if as_json:
