@@ -122,7 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                     "batch_size": 64, "n_epochs": 4, "learning_rate": 3e-4, "anneal": False, "gamma": 0.99,
                     "gae_lambda": 0.98, "normalize_observations": True, "normalize_rewards": True},
     "pendulum": {"env_id": "Pendulum-v1", "total_timesteps": 100_000, "num_envs": 4, "n_steps": 1024, "batch_size": 64,
-                 "n_epochs": 10, "anneal": False, "gamma": 0.9, "gae_lambda": 0.95},
+                 "n_epochs": 10, "gamma": 0.9, "gae_lambda": 0.95},
 }  # fmt: skip
 
 
