@@ -105,8 +105,9 @@ PRESETS = {
         "normalize_rewards": True,
     },
     "lunarlander": {
-        "env_id": "LunarLander-v3", "total_timesteps": 300_000, "optimizer": "adam", "learning_rate": 1e-3,
-        "anneal": True, "n_steps": 16, "gae_lambda": 0.95, "normalize_rewards": True,
+        "env_id": "LunarLander-v3", "total_timesteps": 350_000, "num_envs": 16, "optimizer": "adam",
+        "learning_rate": 5e-4, "n_steps": 8, "gamma": 0.995, "gae_lambda": 0.95, "entropy_coefficient": 0.002,
+        "normalize_observations": True, "normalize_rewards": True,
     },
     "pendulum": {
         "env_id": "Pendulum-v1", "total_timesteps": 600_000, "learning_rate": 1e-3, "n_steps": 8, "gamma": 0.9,
