@@ -243,8 +243,8 @@ def middle(scores: Sequence[float]) -> str:
 
 def draw(curves: Mapping[Cell, Sequence[Curve]], target: Path) -> None:
     """A panel for each cell: the training's mean return of 100 episodes, over the environment's steps."""
-    columns = min(4, len(curves))
-    rows = math.ceil(len(curves) / columns)
+    rows = math.ceil(len(curves) / 4)
+    columns = math.ceil(len(curves) / rows)
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels[len(curves) :]:
