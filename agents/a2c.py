@@ -105,8 +105,8 @@ PRESETS = {
         "normalize_rewards": True,
     },
     "lunarlander": {
-        "env_id": "LunarLander-v3", "total_timesteps": 350_000, "num_envs": 16, "optimizer": "adam",
-        "learning_rate": 5e-4, "n_steps": 8, "gamma": 0.995, "gae_lambda": 0.95, "entropy_coefficient": 0.002,
+        "env_id": "LunarLander-v3", "total_timesteps": 1_000_000, "learning_rate": 6e-3, "anneal": True, "n_steps": 16,
+        "gamma": 0.999, "gae_lambda": 0.98, "entropy_coefficient": 1e-3, "value_coefficient": 1.0, "hidden_size": 128,
         "normalize_observations": True, "normalize_rewards": True,
     },
     "pendulum": {
