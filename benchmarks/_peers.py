@@ -136,6 +136,7 @@ class StableBaselines3:
         """See `Peer`."""
         import stable_baselines3
         from stable_baselines3.common.env_util import make_vec_env
+        from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
         from stable_baselines3.common.vec_env import VecNormalize
 
         arguments = self.given(agent, values).arguments
@@ -147,6 +148,11 @@ class StableBaselines3:
             environments = VecNormalize(
                 environments, norm_obs=observations, norm_reward=rewards, gamma=float(values["gamma"])
             )
+        if arguments.get("use_rms_prop"):  # the paper's, which it has, but does not take by itself
+            arguments["policy_kwargs"] |= {
+                "optimizer_class": RMSpropTFLike,
+                "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5},
+            }
         learner = getattr(stable_baselines3, agent.upper())
         model = learner("MlpPolicy", environments, device="cpu", tensorboard_log="logs", **arguments)
         model.learn(int(values["total_timesteps"]))

@@ -269,6 +269,33 @@ def test_muon_moves_filters_by_orthogonal_matrices_and_vectors_along_the_gradien
     assert not moved["features.whiten.weight"].any()
 
 
+def test_filters_before_batch_norm_keep_one_length_and_turn_by_the_learning_rate() -> None:
+    model = small("laptopnet")
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    optimizer = make_optimizer(model, "muon", 0.02, normalize_filters=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    learned = [(key, value) for key, value in model.named_parameters() if value.ndim == 4 and value.requires_grad]
+    assert len(learned) == 6
+    for key, value in learned:
+        torch.testing.assert_close(value.norm(), torch.tensor(len(value) ** 0.5))
+        cosine = functional.cosine_similarity(value.flatten(), before[key].flatten(), dim=0)
+        assert 0.01 < torch.acos(cosine) < 0.03, key
+    head = model.get_submodule("head").weight
+    assert isinstance(head, Tensor)
+    assert not torch.isclose(head.norm(), torch.tensor(len(head) ** 0.5))
+
+
+def test_filters_without_batch_norm_keep_their_own_length() -> None:
+    model = small("simplecnn")
+    reference = copy.deepcopy(model)
+    steps(model, make_optimizer(model, "muon", 0.02, normalize_filters=True), 1)
+    steps(reference, make_optimizer(reference, "muon", 0.02), 1)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("model_name", MODELS)
 def test_every_optimizer_moves_all_parameters_of_every_model_once_and_decays_no_vector(

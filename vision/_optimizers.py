@@ -24,6 +24,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     momentum: float = 0.9,
     other_learning_rate: float = 0.05,
+    normalize_filters: bool = False,
 ) -> torch.optim.Optimizer:
     """An optimizer of the trainable parameters of `model`; vectors, which are biases and norms, never decay.
 
@@ -34,6 +35,7 @@ def make_optimizer(
         weight_decay: decoupled and times the learning rate for adamw and muon, part of the gradient for sgd.
         momentum: of sgd and muon, both Nesterov's; adamw's first beta.
         other_learning_rate: muon only: of the output layer and the vectors, which move by SGD.
+        normalize_filters: muon only: keep filters before batch norm, which have no bias, at one length, see `Muon`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     vectors: dict[str, Any] = {
@@ -49,10 +51,13 @@ def make_optimizer(
         return torch.optim.AdamW([matrices, vectors], learning_rate, (momentum, 0.999), weight_decay=weight_decay)
     if name == "muon":
         head = set(model.get_submodule("head").parameters())
-        hidden = {"params": [parameter for parameter in matrices["params"] if parameter not in head]}
+        normed = {module.weight for module in model.modules() if isinstance(module, nn.Conv2d) and module.bias is None}
+        hidden = [parameter for parameter in matrices["params"] if parameter not in head]
+        filters = {"params": [each for each in hidden if each in normed], "normalized": normalize_filters}
+        rest = {"params": [each for each in hidden if each not in normed]}
         outputs = {"params": [parameter for parameter in matrices["params"] if parameter in head]}
         others = {"lr": other_learning_rate, "orthogonal": False}
-        return Muon([hidden, outputs | others, vectors | others], learning_rate, momentum, weight_decay)
+        return Muon([filters, rest, outputs | others, vectors | others], learning_rate, momentum, weight_decay)
     raise ValueError(f"{name} is none of {', '.join(OPTIMIZERS)}")
 
 
@@ -64,13 +69,19 @@ class Muon(torch.optim.Optimizer):
         buffer <- mu buffer + g
         update  = g + mu buffer,  in groups with orthogonal=True  orthogonalize(update) sqrt(max(1, rows / columns))
         weight <- (1 - lr d) weight - lr update
+        weight <- sqrt(rows) weight / |weight|  in groups with normalized=True
 
-    Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
-    kellerjordan.github.io/posts/muon. On matrices it is `torch.optim.Muon`, which takes nothing else.
+    Batch norm undoes the length of the filters before it, but the longer they grow, the less a step turns them. At
+    sqrt(rows), the length of an orthogonal update too, lr is the angle of a step, in radians, however many came before.
+
+    Sources: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
+    kellerjordan.github.io/posts/muon; the lengths are from airbench94_muon.py in its author's cifar10-airbench. On
+    matrices it is `torch.optim.Muon`, which takes nothing else.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": True}
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        defaults |= {"orthogonal": True, "normalized": False}
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
@@ -95,6 +106,9 @@ class Muon(torch.optim.Optimizer):
                 updates = [_orthogonal(update) for update in updates]
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
+            if group["normalized"]:
+                for weight, length in zip(weights, torch._foreach_norm(weights), strict=True):
+                    weight.mul_(math.sqrt(len(weight)) / length)
         return loss
 
 

@@ -48,12 +48,15 @@ class Config:
     model: str = option("laptopnet", "network",
                         choices=("laptopnet", "speednet", "resnet9", "resnet18", "simplecnn", "vit"))  # fmt: skip
     width: int = option(0, "channels of the first stage; 0: the network's own", min=0, max=4096, smoke=8)
-    epochs: int = option(5, "how often every training image is seen", min=1, smoke=1)
+    epochs: int = option(6, "how often every training image is seen", min=1, smoke=1)
     batch_size: int = option(128, "images in a step", min=1, smoke=32)
     optimizer: str = option("muon", "how the weights move", choices=("sgd", "adamw", "muon"))
-    learning_rate: float = option(0.12, "largest step size", above=0, max=1e30, alias="--lr")
+    learning_rate: float = option(0.03, "largest step size", above=0, max=1e30, alias="--lr")
     other_learning_rate: float = option(
         0.0, "muon: of the output layer and the vectors, which move by SGD; 0: the network's own", min=0
+    )
+    normalize_filters: bool = option(
+        True, "muon: keep filters before batch norm, which undoes it, at one length: a step turns them by learning_rate"
     )
     momentum: float = option(0.9, "of sgd and muon; the first beta of adamw", min=0, max=0.9999)
     weight_decay: float = option(0.0, "decay of matrices and filters; vectors do not decay", min=0)
@@ -85,7 +88,7 @@ class Config:
 
 
 PRESETS: dict[str, dict[str, int | float | str | bool]] = {
-    "laptop": {"model": "laptopnet", "epochs": 5},
+    "laptop": {"model": "laptopnet", "epochs": 6},
     "patient": {"model": "laptopnet", "width": 48, "epochs": 12, "progressive": 0.5},
     "lesson": {
         "model": "resnet18", "epochs": 10, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4,
@@ -96,8 +99,9 @@ PRESETS: dict[str, dict[str, int | float | str | bool]] = {
         "label_smoothing": 0.2, "progressive": 0.0, "compile": True,
     },
     "accurate": {
-        "model": "resnet18", "epochs": 60, "batch_size": 512, "learning_rate": 0.05, "weight_decay": 0.01, "crop": 4,
-        "schedule": "cosine", "cutout": 12, "ema": 0.999, "progressive": 0.0, "compile": True,
+        "model": "resnet18", "epochs": 60, "batch_size": 512, "learning_rate": 0.05, "normalize_filters": False,
+        "weight_decay": 0.01, "crop": 4, "schedule": "cosine", "cutout": 12, "ema": 0.999,
+        "progressive": 0.0, "compile": True,
     },
 }  # fmt: skip
 
@@ -146,6 +150,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         other_learning_rate=config.other_learning_rate or (2.0 if config.model in SCALED else 0.05),
+        normalize_filters=config.normalize_filters,
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
