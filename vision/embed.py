@@ -47,6 +47,7 @@ from vision._models import SCALED, build_model, whiten
 from vision._optimizers import finite, make_optimizer, schedule
 from vision._pictures import image_grid
 from vision._saved import load_classifier
+from vision._winograd import with_winograd
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     )
     if simclr:
         model.head = projection_head(cast("nn.Linear", model.head).in_features)
-    model.to(device).to(memory_format=torch.channels_last)
+    with_winograd(model.to(device).to(memory_format=torch.channels_last))
     some = Batches(dataset.train.first(4096), dataset.mean, dataset.std, 4096, augment=False)
     whiten(model, next(iter(some))[0])
     scaled = not simclr and config.model in SCALED

@@ -36,6 +36,7 @@ from rlboard.seeding import seed_everything
 from vision._data import Batches, load_dataset
 from vision._models import build_model
 from vision._optimizers import make_optimizer
+from vision._winograd import with_winograd
 
 PROFILED = True
 """What is run here is recorded without being asked for."""
@@ -82,7 +83,7 @@ def train(config: Config) -> Iterator[Event]:
     model = build_model(
         config.model, classes=len(dataset.classes), channels=channels, image_size=image_size, width=config.width
     )
-    model.to(device).to(memory_format=layout)
+    with_winograd(model.to(device).to(memory_format=layout))
     network = torch.compile(model) if config.compile else model
     optimizer = make_optimizer(model, config.optimizer, 1e-3)
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")

@@ -36,6 +36,7 @@ from vision._evaluation import curves, pictures, predict, prediction_table, scor
 from vision._models import SCALED, build_model, whiten
 from vision._optimizers import averaged, finite, make_optimizer, schedule
 from vision._pictures import image_grid
+from vision._winograd import with_winograd
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     model = build_model(
         config.model, classes=len(dataset.classes), channels=channels, image_size=image_size, width=config.width
     )
-    model.to(device).to(memory_format=torch.channels_last)
+    with_winograd(model.to(device).to(memory_format=torch.channels_last))
     whiten(model, next(iter(prepared(dataset.train.first(4096), batch_size=4096, augment=False)))[0])
     network = parallel(synchronized(model))
     network = cast("nn.Module", torch.compile(network)) if config.compile else network
