@@ -85,7 +85,7 @@ def test_tables_and_bars_can_be_read(profiled: Path) -> None:
     )
     assert first.startswith("Cycle 1, steps 3 to 5; its trace: `profile/cycle1.trace.json.gz`")
     for table in (first, second):
-        assert "| `aten::convolution_backward` | 18 |" in table
+        assert "| `aten::convolution_backward` | 15 |" in table  # one layer is wide enough for Winograd
         assert "| **step** |" in table
     pictures = events.Images("Profile/spans")
     assert [point.step for point in pictures] == [5, 10]
