@@ -1,6 +1,6 @@
-"""`rlboard vision train`: loading, the cost of logging, accuracy over seeds, and speed against a bound and a peer.
+"""`rlboard vision train`: loading, convolutions, what logging costs, accuracy over seeds, a bound and a peer.
 
-    python -m benchmarks.vision                                        # loading, logging and resnet18's bound
+    python -m benchmarks.vision                                        # all that needs no data
     python -m benchmarks.vision --data cifar10 --only laptop           # one preset: accuracy and CPU time of each seed
     python benchmarks/vision.py --device cuda --airbench PATH          # all of a GPU's, on CIFAR-10 without --data
 
@@ -30,12 +30,14 @@ if not __package__:  # run as a file, whose folder hides the package `vision`
 from benchmarks._airbench import check_script, in_turn, our_training, synchronize
 from benchmarks.harness import Benchmark, Function, Measurement, Stopwatch, main
 from rlboard.cli import main as rlboard
-from rlboard.devices import resolve_device
+from rlboard.devices import keep_freed_memory, resolve_device
 from rlboard.errors import RlboardError
 from rlboard.events import Event
 from vision import train as module
 from vision._data import Batches, load_dataset
 from vision._models import build_model
+from vision._optimizers import make_optimizer
+from vision._winograd import with_winograd
 from vision.train import PRESETS, Config
 
 CPU_PRESETS = ("laptop", "patient")
@@ -88,6 +90,33 @@ def torchvision_batches(epochs: int, batch_size: int, cutout: int) -> Measuremen
         for _ in loader:
             pass
     return watch.stop(work=epochs * len(loader) * batch_size)
+
+
+def steps(width: int, count: int, convolutions: Callable[[nn.Module], nn.Module]) -> Measurement:
+    """Trains LaptopNet on the same batch of 128 images again and again."""
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as the command does
+    torch.manual_seed(0)
+    images = torch.randn(128, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (len(images),))
+    model = convolutions(build_model("laptopnet", classes=10, width=width).to(memory_format=torch.channels_last))
+    optimizer = make_optimizer(model, "muon", 0.03, normalize_filters=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    step()
+    watch = Stopwatch()
+    for _ in range(count):
+        step()
+    return watch.stop(work=count * len(images))
+
+
+def unchanged(model: nn.Module) -> nn.Module:
+    """`model`."""
+    return model
 
 
 def logged(options: dict[str, Any], level: str) -> Measurement:
@@ -253,6 +282,7 @@ def benchmarks(
     side, copied = (4096, 2**28) if on_cpu else (8192, 2**31)
     return [
         *(loading(quick, cutout) for cutout in (0, 8) if on_cpu),
+        *(convolving(quick, width) for width in (32, 48, 96) if on_cpu),
         Benchmark(
             "logging",
             "training",
@@ -301,6 +331,19 @@ def loading(quick: bool, cutout: int) -> Benchmark:
             Function("torchvision", partial(torchvision_batches, 1, batch_size, cutout)),
         ],
         f"20,000 images: crop, flip, {'cutout, ' if cutout else ''}normalise, batches of {batch_size}",
+    )
+
+
+def convolving(quick: bool, width: int) -> Benchmark:
+    count = 2 if quick else 20
+    return Benchmark(
+        f"convolutions-{width}",
+        "image",
+        [
+            Function("rlboard", partial(steps, width, count, with_winograd)),
+            Function("torch's", partial(steps, width, count, unchanged)),
+        ],
+        f"steps of laptopnet of width {width} on 128 images",
     )
 
 
