@@ -62,6 +62,7 @@ class Config:
     total_timesteps: int = option(50_000, "steps to train, those of all environments", min=1, smoke=1000, resume=True)
     num_envs: int = option(1, "environments stepped side by side", min=1, max=4096)
     learning_rate: float = option(1e-3, "step size of Adam", above=0, max=1e30, alias="--lr")
+    anneal: bool = option(False, "let the learning rate fall linearly to 0 at the end")
     gamma: float = option(0.99, "discount: what a reward one step later is worth", min=0, max=1)
     double: bool = option(True, "double Q-learning: the network chooses the next action, its target judges it")
     dueling: bool = option(False, "two streams, for what a state is worth and for what each action adds")
@@ -232,6 +233,8 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             target_weights.data.copy_(weights.data)
         if training.step > config.learning_starts and training.passed(config.train_every) and len(replay):
             with record_function("update"):
+                left = 1 - training.step / training.total if config.anneal else 1.0
+                optimizer.learning_rate = config.learning_rate * left
                 size = config.gradient_steps * config.batch_size
                 learned = learn(config, network, target, optimizer, replay.sample(size, rng, device))
             if device.type != "cpu":
@@ -251,7 +254,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         scalars = {
             **curves,
             **replay.scalars(),
-            "train/learning_rate": config.learning_rate,
+            "train/learning_rate": optimizer.learning_rate,
             "exploration/epsilon": epsilon(),
         }
         histograms = {"Q/values": latest_q, "Actions/taken": lambda: replay.latest(1000, device)["actions"]}

@@ -225,7 +225,7 @@ def test_muon_on_a_matrix_is_torchs(rows: int, columns: int) -> None:
     model.hidden = nn.Linear(columns, rows)
     reference = copy.deepcopy(model)
     steps(model, make_optimizer(model, "muon", 0.02, weight_decay=0.1, momentum=0.9, other_learning_rate=0.01), 3)
-    muon = torch.optim.Muon([reference.hidden.weight], 0.02, 0.1, 0.9)
+    muon = torch.optim.Muon([reference.hidden.weight], 0.02, 0.1, 0.9, ns_steps=3)
     head = torch.optim.SGD(
         [reference.head.weight, reference.hidden.bias, reference.head.bias], 0.01, 0.9, nesterov=True
     )
@@ -246,7 +246,7 @@ def test_muon_on_a_matrix_is_torchs(rows: int, columns: int) -> None:
 def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_singular_vectors(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape) * 1e-3
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    between = u.T @ orthogonalize(matrix) @ vh.T  # diagonal where the singular vectors are the same
+    between = u.T @ orthogonalize(matrix, steps=5) @ vh.T  # diagonal where the singular vectors are the same
     values = between.diagonal()[s > 0.05 * s[0]]
     assert values.min() > 0.65
     assert values.max() < 1.25

@@ -150,11 +150,12 @@ class LaptopNet(Classifier):
     """SpeedNet's ideas for a CPU: from the first layer on there are only a quarter as many places as pixels.
 
     The first layer whitens 3x3 patches with stride 2 and keeps the directions of largest variance; nothing in it is
-    trained, so that no gradient is taken at full size. With width w and images 3 x 32 x 32:
+    trained, so that no gradient is taken at full size. SiLU takes a CPU half as long as GELU. With width w and images
+    3 x 32 x 32:
 
         stage            shape after it    layers
         whiten           32 x 16 x 16      3x3 convolution with stride 2, ReLU
-        group1           w x 16 x 16       3x3 convolution, batch norm, GELU, and a residual of the same
+        group1           w x 16 x 16       3x3 convolution, batch norm, SiLU, and a residual of the same
         group2           2w x 8 x 8        max-pool, the same, and a residual of the same
         group3           4w x 4 x 4        max-pool, the same, and a residual of the same
         pool             4w                maximum over all places
@@ -184,7 +185,7 @@ def _normalized(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
         nn.BatchNorm2d(outputs, momentum=0.4),
-        nn.GELU(),
+        nn.SiLU(),
     )
 
 

@@ -75,8 +75,8 @@ class Muon(torch.optim.Optimizer):
     sqrt(rows), the length of an orthogonal update too, lr is the angle of a step, in radians, however many came before.
 
     Sources: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
-    kellerjordan.github.io/posts/muon; the lengths are from airbench94_muon.py in its author's cifar10-airbench. On
-    matrices it is `torch.optim.Muon`, which takes nothing else.
+    kellerjordan.github.io/posts/muon; the lengths, and three steps of Newton and Schulz in place of five, are from
+    airbench94_muon.py in its author's cifar10-airbench. On matrices it is `torch.optim.Muon`, which takes nothing else.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
@@ -119,12 +119,13 @@ def _orthogonal(update: Tensor) -> Tensor:
     return (orthogonalize(matrix) * math.sqrt(max(1, rows / columns))).view_as(channels_last).movedim(-1, 1)
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of the singular value decomposition U S V^T of a matrix (R, C): singular values 0.7 to 1.2.
+def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
+    """About U V^T of the singular value decomposition U S V^T of a matrix (R, C): singular values of 0.7 to 1.2.
 
     Each of the Newton-Schulz steps X <- a X + b (X X^T) X + c (X X^T)^2 X = P X moves the singular values towards 1,
-    the small ones fastest. The matrices P are polynomials of X X^T and commute with it, so it is followed by itself
-    and the wide X is multiplied once, by the product of all P: less than half the work for a filter bank.
+    the small ones fastest: by a factor of 3.4. Three steps leave some below 0.7, which training does not mind.
+    The matrices P are polynomials of X X^T and commute with it, so it is followed by itself and the wide X is
+    multiplied once, by the product of all P: less than half the work for a filter bank.
     """
     x: Tensor = matrix.float()
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
