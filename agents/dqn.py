@@ -207,6 +207,9 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     def epsilon() -> float:
         return 1 - (1 - config.exploration_final) * min(1.0, training.step / config.exploration_steps)
 
+    def learning_rate() -> float:
+        return config.learning_rate * (1 - training.step / training.total if config.anneal else 1.0)
+
     @torch.no_grad()
     def latest_q() -> Tensor:
         values: Tensor = network(replay.latest(1000, device)["observations"])
@@ -233,8 +236,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
             target_weights.data.copy_(weights.data)
         if training.step > config.learning_starts and training.passed(config.train_every) and len(replay):
             with record_function("update"):
-                left = 1 - training.step / training.total if config.anneal else 1.0
-                optimizer.learning_rate = config.learning_rate * left
+                optimizer.learning_rate = learning_rate()
                 size = config.gradient_steps * config.batch_size
                 learned = learn(config, network, target, optimizer, replay.sample(size, rng, device))
             if device.type != "cpu":
@@ -254,7 +256,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         scalars = {
             **curves,
             **replay.scalars(),
-            "train/learning_rate": optimizer.learning_rate,
+            "train/learning_rate": learning_rate(),
             "exploration/epsilon": epsilon(),
         }
         histograms = {"Q/values": latest_q, "Actions/taken": lambda: replay.latest(1000, device)["actions"]}

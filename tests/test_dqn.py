@@ -126,7 +126,7 @@ def test_epsilon_is_the_share_of_random_actions(epsilon: float) -> None:
 
 
 def test_the_curves_are_where_they_belong() -> None:
-    first, *events = train(replace(SMALL, log_every=60, eval_every=130))
+    first, *events = train(replace(SMALL, log_every=60, eval_every=130, anneal=True))
     assert (first.step, first.total, dict(first.scalars)) == (0, 400, {})
     assert isinstance(first.model, nn.Module)
     assert first.inputs is not None
@@ -137,6 +137,7 @@ def test_the_curves_are_where_they_belong() -> None:
     for event in events:
         expected = 1 - (1 - SMALL.exploration_final) * min(1, event.step / SMALL.exploration_steps)
         assert event.scalars["exploration/epsilon"] == pytest.approx(expected)
+        assert event.scalars["train/learning_rate"] == pytest.approx(SMALL.learning_rate * (1 - event.step / 400))
         assert event.scalars["replay/transitions"] == event.scalars["time/steps"] == event.step
     assert events[-1].scalars["exploration/epsilon"] == pytest.approx(SMALL.exploration_final)
 
@@ -145,6 +146,13 @@ def states(config: Config) -> Iterator[tuple[Event, dict[str, Any]]]:
     for event in train(config):
         assert event.state is not None
         yield event, deepcopy(event.state())
+
+
+def test_the_last_of_annealed_updates_changes_nothing() -> None:
+    *_, (_, earlier), (before, middle), (last, end) = states(replace(SMALL, anneal=True))
+    assert (before.step, last.step) == (350, 400)
+    assert all(torch.equal(end["model"][name], weights) for name, weights in middle["model"].items())
+    assert not all(torch.equal(earlier["model"][name], weights) for name, weights in middle["model"].items())
 
 
 def test_the_target_is_the_network_as_it_was() -> None:
