@@ -90,7 +90,7 @@ class Config:
 
 PRESETS: dict[str, dict[str, int | float | str | bool]] = {
     "laptop": {"model": "laptopnet", "epochs": 6},
-    "patient": {"model": "laptopnet", "width": 48, "epochs": 12, "progressive": 0.5},
+    "patient": {"model": "laptopnet", "width": 48, "epochs": 13, "progressive": 0.5},
     "lesson": {
         "model": "resnet18", "epochs": 10, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4,
         "schedule": "cosine", "warmup": 0.0, "label_smoothing": 0.0, "crop": 4, "progressive": 0.0, "tta": False,
