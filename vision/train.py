@@ -90,7 +90,7 @@ class Config:
 
 PRESETS: dict[str, dict[str, int | float | str | bool]] = {
     "laptop": {"model": "laptopnet", "epochs": 6},
-    "patient": {"model": "laptopnet", "width": 48, "epochs": 13, "progressive": 0.5},
+    "patient": {"model": "laptopnet", "width": 48, "epochs": 14, "progressive": 0.55},
     "lesson": {
         "model": "resnet18", "epochs": 10, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4,
         "schedule": "cosine", "warmup": 0.0, "label_smoothing": 0.0, "crop": 4, "progressive": 0.0, "tta": False,
@@ -133,7 +133,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
     truth = dataset.test.labels.cpu()
     if len(truth) < here.size:
         raise UsageError(f"{here.size} processes are too many for {len(truth)} test images: start fewer")
-    tests = prepared(Split(*(each[here.part(len(truth))] for each in dataset.test)), batch_size=1000, augment=False)
+    tests = prepared(Split(*(each[here.part(len(truth))] for each in dataset.test)), batch_size=500, augment=False)
 
     model = build_model(
         config.model, classes=len(dataset.classes), channels=channels, image_size=image_size, width=config.width
