@@ -16,6 +16,7 @@ from agents._environments import Act, Environment, make_environment, sizes
 from agents._networks import Floats, Mirror, RunningMoments, perceptron
 from agents._vector import Environments
 from rlboard.checkpoint import load_weights
+from rlboard.errors import UsageError
 from rlboard.events import Embedding
 
 
@@ -156,6 +157,19 @@ class Rollout(NamedTuple):
     rewards: Floats
     ended: NDArray[np.bool_]
     next_values: Floats
+
+
+def check_batches(num_envs: int, n_steps: int, batch_size: int) -> None:
+    """Raises UsageError, naming batch sizes that would do, where this one does not divide a rollout."""
+    count = num_envs * n_steps
+    if count % batch_size:
+        small = [size for size in range(1, math.isqrt(count) + 1) if count % size == 0]
+        divisors = {*small, *(count // size for size in small)} - {1}
+        near = sorted(divisors, key=lambda size: abs(math.log(size / batch_size)))[:3]
+        raise UsageError(
+            f"--batch-size {batch_size} does not divide --num-envs {num_envs} x --n-steps {n_steps} = {count}: "
+            f"give {' or '.join(map(str, sorted(near)))}"
+        )
 
 
 def transitions(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -62,6 +62,7 @@ from agents._actor_critic import (
     Rollout,
     act_by,
     advantages_of,
+    check_batches,
     collect,
     explained_variance,
     features,
@@ -72,7 +73,7 @@ from agents._gradients import Adam, descend, flatten
 from agents._networks import RunningMoments
 from agents._training import Training
 from rlboard.config import option
-from rlboard.errors import NumericalError, UsageError
+from rlboard.errors import NumericalError
 from rlboard.events import Event
 
 
@@ -156,19 +157,6 @@ def losses(network: ActorCritic, config: Config, clip_range: float, inputs: Tens
     return total, policy_loss, value_loss, outputs, log_ratios
 
 
-def check_batches(config: Config) -> None:
-    """Raises UsageError, naming batch sizes that would do, where the configured one does not divide a rollout."""
-    transitions = config.num_envs * config.n_steps
-    if transitions % config.batch_size:
-        small = [size for size in range(1, math.isqrt(transitions) + 1) if transitions % size == 0]
-        divisors = {*small, *(transitions // size for size in small)} - {1}
-        near = sorted(divisors, key=lambda size: abs(math.log(size / config.batch_size)))[:3]
-        raise UsageError(
-            f"--batch-size {config.batch_size} does not divide --num-envs {config.num_envs} x --n-steps "
-            f"{config.n_steps} = {transitions}: give {' or '.join(map(str, sorted(near)))}"
-        )
-
-
 def actor(config: Config, weights: Mapping[str, Tensor], greedy: bool, seed: int) -> Act:
     """See `act_by`."""
     return act_by(config, weights, greedy, seed)
@@ -184,7 +172,7 @@ def train(config: Config, state: Mapping[str, Any] | None = None) -> Iterator[Ev
         UsageError: the environment, the batch size or the device cannot be used (before the first event).
         NumericalError: the loss is NaN or infinite.
     """
-    check_batches(config)
+    check_batches(config.num_envs, config.n_steps, config.batch_size)
     shape = config.n_steps, config.num_envs
     training = Training(config, (DISCRETE, CONTINUOUS), state, math.prod(shape))
     environments, device = training.environments, training.device

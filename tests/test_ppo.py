@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributions import Categorical, Normal
 
 from agents import ppo
-from agents._actor_critic import ActorCritic, Player, Rollout, collect
+from agents._actor_critic import ActorCritic, Player, Rollout, check_batches, collect
 from agents._environments import evaluate, make_environment
 from agents._networks import RunningMoments
-from agents.ppo import Config, check_batches, losses, train
+from agents.ppo import Config, losses, train
 from rlboard.cli import main
 from rlboard.errors import DataError, NumericalError, UsageError
 from rlboard.registry import find_loop
@@ -276,7 +276,7 @@ def test_the_batches_of_every_preset_divide_its_rollouts_in_a_smoke_run_too() ->
     for preset in ("", *loop.presets):
         for smoke in (False, True):
             values: dict[str, Any] = loop.defaults(preset, smoke=smoke)
-            check_batches(Config(**values))
+            check_batches(values["num_envs"], values["n_steps"], values["batch_size"])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_line() -> None:

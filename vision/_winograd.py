@@ -1,4 +1,4 @@
-"""3x3 convolutions of small maps with two to three times fewer multiplications, for training on a CPU.
+"""3x3 convolutions of small maps with up to three times fewer multiplications, for training on a CPU.
 
 Two outputs next to each other share two of their three inputs, and so part of their products. Winograd's algorithm
 F(m, 3) makes m outputs from n = m + 2 products in place of 3m; in two dimensions, at m = 4, that is 36 in place of
